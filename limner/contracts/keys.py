@@ -1,0 +1,144 @@
+"""The names of things: identifiers, S3 keys, DynamoDB sort keys, job and execution names.
+
+All of these are pure functions; nobody else in the code base puts a key together by hand, but for
+the state machines, which do the same with ``States.Format`` from the templates in this module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from typing import Final
+
+from limner.contracts.errors import LimnerError
+
+# User and model ids become parts of S3 keys, TargetModel and IAM conditions ("alice/*"), so the
+# grammar leaves no room for "..", "/", "%", wildcards or white space.
+_USER_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_MODEL_ID: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+# Request ids become parts of TrainingJobName, at most 63 of [a-zA-Z0-9](-*[a-zA-Z0-9])*, and of
+# execution names, at most 80 (Step Functions API reference, StartExecution).
+_REQUEST_ID: Final = re.compile(r"[a-z0-9](-?[a-z0-9]){0,39}")
+_BASE_ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+DEFAULT_MODEL_ID: Final = "default"
+
+UPLOADS: Final = "uploads"
+BASES: Final = "base"
+JOBS: Final = "jobs"
+PREVIEWS: Final = "previews"
+MODELS: Final = "models"
+GENERATIONS: Final = "generations"
+
+# The same names as templates of States.Format, for the state machines.
+JOB_NAME_TEMPLATE: Final = "limner-{}-{}"  # request_id, attempt
+UPLOADS_TEMPLATE: Final = f"{UPLOADS}/{{}}/{{}}/"  # user_id, request_id
+PREVIEWS_TEMPLATE: Final = f"{PREVIEWS}/{{}}/"  # request_id
+JOB_ARTIFACT_TEMPLATE: Final = f"{JOBS}/{{}}/output/model.tar.gz"  # job name
+TARGET_MODEL_TEMPLATE: Final = "{}/{}/v{}.tar.gz"  # user_id, model_id, version
+VERSION_ROW_TEMPLATE: Final = "{}#v{}"  # model_id, version
+
+
+def _checked(kind: str, grammar: re.Pattern[str], value: str) -> str:
+    if not grammar.fullmatch(value):
+        raise LimnerError("INVALID_INPUT", f"{kind} {value[:80]!r} must match {grammar.pattern}.")
+    return value
+
+
+def check_user_id(value: str) -> str:
+    """Returns the id if it has the grammar of a user id, else raises ``INVALID_INPUT``."""
+    return _checked("user id", _USER_ID, value)
+
+
+def check_model_id(value: str) -> str:
+    """Returns the id if it has the grammar of a model id, else raises ``INVALID_INPUT``."""
+    return _checked("model id", _MODEL_ID, value)
+
+
+def check_request_id(value: str) -> str:
+    """Returns the id if it has the grammar of a request id, else raises ``INVALID_INPUT``."""
+    return _checked("request id", _REQUEST_ID, value)
+
+
+def check_base_id(value: str) -> str:
+    """Returns the id if it has the grammar of a base id, else raises ``INVALID_INPUT``."""
+    return _checked("base id", _BASE_ID, value)
+
+
+def check_version(value: int) -> int:
+    """Returns the version if it is 1 or more, else raises ``INVALID_INPUT``."""
+    if value < 1:
+        raise LimnerError("INVALID_INPUT", f"version {value} must be 1 or more.")
+    return value
+
+
+def new_request_id() -> str:
+    """A fresh, unguessable request id of 20 hexadecimal digits."""
+    return secrets.token_hex(10)
+
+
+def request_id_of_token(user_id: str, client_token: str) -> str:
+    """The request id of a caller's idempotency token: the same token gives the same request."""
+    digest = hashlib.sha256(f"{check_user_id(user_id)}\n{client_token}".encode())
+    return digest.hexdigest()[:20]
+
+
+def execution_name(request_id: str, attempt: int = 1) -> str:
+    """Name of the execution of a request.
+
+    StartExecution of a STANDARD machine is idempotent by name and input, which makes the start of
+    one attempt happen once (Step Functions API reference, StartExecution).
+    """
+    return f"{check_request_id(request_id)}-{attempt}"
+
+
+def job_name(request_id: str, attempt: int) -> str:
+    """Name of the training job of one attempt; as ``JOB_NAME_TEMPLATE`` in the state machine."""
+    return JOB_NAME_TEMPLATE.format(check_request_id(request_id), attempt)
+
+
+def uploads_prefix(user_id: str, request_id: str) -> str:
+    """Where the photos of a request lie."""
+    return UPLOADS_TEMPLATE.format(check_user_id(user_id), check_request_id(request_id))
+
+
+def base_prefix(base_id: str) -> str:
+    """Where the frozen base lies, in the layout of a diffusers pipeline folder."""
+    return f"{BASES}/{check_base_id(base_id)}/"
+
+
+def job_artifact_key(training_job_name: str) -> str:
+    """Where SageMaker puts the archive of /opt/ml/model."""
+    return JOB_ARTIFACT_TEMPLATE.format(training_job_name)
+
+
+def previews_prefix(request_id: str) -> str:
+    """Where the first images of a request appear, through the checkpoint sync."""
+    return PREVIEWS_TEMPLATE.format(check_request_id(request_id))
+
+
+def target_model(user_id: str, model_id: str, version: int) -> str:
+    """The TargetModel of one version: its key behind the endpoint's prefix ``models/``.
+
+    A version's key is written once and never again: a multi-model endpoint may go on serving the
+    old copy of an overwritten artifact (SageMaker developer guide, "Add or Remove Models").
+    """
+    return TARGET_MODEL_TEMPLATE.format(
+        check_user_id(user_id), check_model_id(model_id), check_version(version)
+    )
+
+
+def artifact_key(user_id: str, model_id: str, version: int) -> str:
+    """The S3 key of the artifact that the endpoint loads for one version."""
+    return f"{MODELS}/{target_model(user_id, model_id, version)}"
+
+
+def version_row(model_id: str, version: int) -> str:
+    """Sort key of a version's row in the models table; the model's own row is ``model_id``."""
+    return VERSION_ROW_TEMPLATE.format(check_model_id(model_id), check_version(version))
+
+
+def generation_prefix(user_id: str, day: str, generation_id: str) -> str:
+    """Where inputs and outputs of one generation are kept; ``day`` is YYYY-MM-DD in UTC."""
+    return f"{GENERATIONS}/{check_user_id(user_id)}/{day}/{check_request_id(generation_id)}/"

@@ -1,0 +1,57 @@
+"""The life of a request, and which step may follow which.
+
+::
+
+    QUEUED ──────────────> TRAINING ──> TRAINED ──> READY
+      │  └> WAITING_FOR_CAPACITY ┘ │        │
+      └──────────────┬─────────────┴────────┘
+                     └> FAILED | CANCELLED
+
+``TRAINED`` means that the artifact exists and is being published, tested and activated.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+
+class RequestStatus(StrEnum):
+    """Status of one request."""
+
+    QUEUED = "QUEUED"
+    WAITING_FOR_CAPACITY = "WAITING_FOR_CAPACITY"
+    TRAINING = "TRAINING"
+    TRAINED = "TRAINED"
+    READY = "READY"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the request has ended."""
+        return self in TERMINAL
+
+
+class VersionStatus(StrEnum):
+    """Status of one version of a model."""
+
+    TRAINED = "TRAINED"
+    READY = "READY"
+    FAILED = "FAILED"
+
+
+TERMINAL: Final = frozenset({RequestStatus.READY, RequestStatus.FAILED, RequestStatus.CANCELLED})
+
+# For each status, the statuses that a request may have had right before. Every write of a status
+# carries this set in its ConditionExpression, so status only moves forward.
+ALLOWED_FROM: Final[dict[RequestStatus, frozenset[RequestStatus]]] = {
+    RequestStatus.QUEUED: frozenset(),
+    RequestStatus.WAITING_FOR_CAPACITY: frozenset({RequestStatus.QUEUED, RequestStatus.TRAINING}),
+    RequestStatus.TRAINING: frozenset({RequestStatus.QUEUED, RequestStatus.WAITING_FOR_CAPACITY}),
+    RequestStatus.TRAINED: frozenset({RequestStatus.TRAINING}),
+    # QUEUED -> READY is the branch of a user whose model is ready already.
+    RequestStatus.READY: frozenset({RequestStatus.TRAINED, RequestStatus.QUEUED}),
+    RequestStatus.FAILED: frozenset(set(RequestStatus) - TERMINAL),
+    RequestStatus.CANCELLED: frozenset(set(RequestStatus) - TERMINAL),
+}
