@@ -1,0 +1,47 @@
+# Two commands: `make demo` and `make test`. Both set up all they need.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := limner workflows lambdas training inference infra
+# A program that stands still on a closed network is no help: nothing here talks to a model hub.
+export HF_HUB_OFFLINE := 1
+export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
+
+.PHONY: help demo test lint types asl bench clean
+
+help: ## What there is to make
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null && $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Limner needs Python 3.11 or later.")'
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo ## Onboard two sample users on a laptop AWS and draw with their models
+	$(BIN)/python -m examples.demo
+
+test: lint ## Lint, types, contracts and all tests
+	$(BIN)/pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+asl: $(VENV)/.dev ## Publish the state machines and the laptop's template
+	$(BIN)/python -m infra.publish
+
+bench: $(VENV)/.dev ## Print the figures of the README
+	$(BIN)/python -m benchmarks.laptop
+
+clean: ## Remove what was built here, and the laptop's state
+	-@test -x $(BIN)/limner && $(BIN)/limner down
+	rm -rf $(VENV) .limner demo-out cdk.out build *.egg-info .mypy_cache .ruff_cache .pytest_cache
