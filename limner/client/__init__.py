@@ -1,0 +1,28 @@
+"""The app's side of Limner: onboard users, follow their requests, generate with their models."""
+
+from limner.client.aws import Clients
+from limner.client.facade import Limner, ModelStatus
+from limner.client.generation import Generation, Image
+from limner.client.polling import Clock
+from limner.client.progress import JobProgress, Progress, StateVisit
+from limner.contracts.errors import LimnerError
+from limner.contracts.training import TrainingConfig
+from limner.registry import Model, Request
+from limner.settings import Deployment
+
+__all__ = [
+    "Clients",
+    "Clock",
+    "Deployment",
+    "Generation",
+    "Image",
+    "JobProgress",
+    "Limner",
+    "LimnerError",
+    "Model",
+    "ModelStatus",
+    "Progress",
+    "Request",
+    "StateVisit",
+    "TrainingConfig",
+]

@@ -1,0 +1,506 @@
+"""``Limner``: what an app calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+
+from botocore.exceptions import ClientError
+from pydantic import ValidationError
+
+from limner.client import generation, polling, progress, uploads
+from limner.client.aws import Clients, find_deployment
+from limner.client.errors import code_of, translate, translated
+from limner.client.generation import Generation
+from limner.client.polling import Clock
+from limner.client.progress import Progress
+from limner.contracts import keys
+from limner.contracts.errors import REGISTRY, LimnerError
+from limner.contracts.generation import GenerateRequest
+from limner.contracts.onboarding import OnboardingInput
+from limner.contracts.statuses import RequestStatus, VersionStatus
+from limner.contracts.training import TrainingConfig, explain
+from limner.photos import Photo, PhotoSource, check_photos
+from limner.registry import Model, Registry, Request, RequestFailure, now
+from limner.settings import Deployment, Settings
+
+if TYPE_CHECKING:
+    import boto3
+
+_LAST_REQUESTS: Final = 5
+_Row = TypeVar("_Row")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """How a model stands.
+
+    Attributes:
+        user_id: Whose model.
+        model_id: Which one.
+        live_version: The version that serves; None until the first is ready.
+        target_model: What the endpoint calls the live version.
+        active_request: The request that trains a new version now.
+        requests: The last requests for this model, newest first.
+    """
+
+    user_id: str
+    model_id: str
+    live_version: int | None
+    target_model: str | None
+    active_request: str | None
+    requests: tuple[Request, ...]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the model can generate."""
+        return self.live_version is not None
+
+
+class Limner:
+    """A personal generative model for every user, over one deployed stage.
+
+    One object may be used from many threads. All methods raise ``LimnerError`` alone; its ``code``
+    is what a program tests.
+
+    Example::
+
+        limner = Limner.connect(stage="prod")
+        request = limner.onboard("alice", ["1.jpg", "2.jpg", "3.jpg"], client_token="signup-7")
+        limner.wait(request.request_id)
+        limner.generate("alice", "a photo of {token} on the beach").save("out")
+
+    Args:
+        clients: The boto3 clients.
+        deployment: The AWS resources.
+        clock: Time; tests turn it.
+    """
+
+    def __init__(
+        self, clients: Clients, deployment: Deployment, *, clock: Clock | None = None
+    ) -> None:
+        self.clients = clients
+        self.deployment = deployment
+        self._clock = clock or Clock()
+        self._registry = Registry(
+            clients.dynamodb, deployment.models_table, deployment.requests_table
+        )
+
+    @classmethod
+    def connect(
+        cls,
+        stage: str | None = None,
+        *,
+        deployment: Deployment | None = None,
+        session: boto3.Session | None = None,
+        endpoint_url: str | None = None,
+    ) -> Self:
+        """Connects to a deployed stage with the standard AWS settings.
+
+        Args:
+            stage: The stage; ``LIMNER_STAGE``, else ``prod``, where absent.
+            deployment: The resources, where the app knows them. Else they come from the
+                ``LIMNER_*`` settings, if no stage is given and those are set, or from the outputs
+                of the stack ``limner-<stage>``.
+            session: Credentials and region.
+            endpoint_url: Another AWS than AWS itself; ``AWS_ENDPOINT_URL`` does the same.
+
+        Raises:
+            LimnerError: ``NOT_DEPLOYED``, ``LAPTOP_NOT_RUNNING``, ``AWS_ERROR``, or
+                ``INVALID_INPUT`` for settings that are wrong or incomplete.
+        """
+        settings = _settings(stage)
+        clients = Clients.of(
+            session, endpoint_url=endpoint_url, path_style=bool(settings.aws_endpoint_url)
+        )
+        if deployment is None and stage is None:
+            deployment = settings.deployment()
+        return cls(clients, deployment or find_deployment(clients.cloudformation, settings.stage))
+
+    def onboard(
+        self,
+        user_id: str,
+        photos: Sequence[PhotoSource],
+        *,
+        model_id: str = keys.DEFAULT_MODEL_ID,
+        client_token: str | None = None,
+        retrain: bool = False,
+        config: TrainingConfig | None = None,
+    ) -> Request:
+        """Asks for a model of a user's subject, and returns at once.
+
+        ::
+
+            check photos ─> upload ─> put the request, if new ─> start the execution, by name
+
+        A crash between two steps is mended by the same call with the same token: every step does
+        nothing where it has been done.
+
+        Args:
+            user_id: Whose model, in the words of your app.
+            photos: 3 to 50 files or file contents (PNG, JPEG, WebP).
+            model_id: Which of the user's models.
+            client_token: Makes the call repeatable: the same token with the same input gives the
+                same request. Do not use one token for two inputs at the same time.
+            retrain: Train a new version even if the model is ready.
+            config: How to train.
+
+        Raises:
+            LimnerError: ``PHOTO_*``, ``TOO_FEW_PHOTOS``, ``TOO_MANY_PHOTOS``, ``INVALID_INPUT``;
+                ``REQUEST_CONFLICT``, if the token was used with other input; ``THROTTLED``,
+                ``AWS_ERROR``.
+        """
+        repeatable = client_token is not None
+        request_id = (
+            keys.new_request_id()
+            if client_token is None
+            else keys.request_id_of_token(user_id, client_token)
+        )
+        wish = _wish(request_id, user_id, model_id, retrain, config or TrainingConfig())
+        checked = check_photos(photos)
+        digest = uploads.input_digest(wish, checked)
+        request = self._known(request_id) if repeatable else None
+        if request is None:
+            request = self._submit(wish, checked, digest)
+        if request.input_digest != digest:
+            detail = f"Request {request_id} was made with other photos or settings."
+            raise LimnerError("REQUEST_CONFLICT", detail)
+        if request.status is RequestStatus.QUEUED:
+            if repeatable:
+                prefix = keys.uploads_prefix(user_id, request_id)
+                with translated():
+                    uploads.remove_strays(self.clients.s3, self.deployment.bucket, prefix, checked)
+            self._start(wish)
+        return request
+
+    def status(self, user_id: str, model_id: str = keys.DEFAULT_MODEL_ID) -> ModelStatus:
+        """How a model stands: its live version and the last requests for it.
+
+        Raises:
+            LimnerError: ``MODEL_NOT_FOUND``, if the model was never asked for.
+        """
+        with translated():
+            model = self._registry.model(user_id, model_id)
+            of_model = (
+                request
+                for request in self._registry.requests_of(user_id)
+                if request.model_id == model_id
+            )
+            requests = tuple(islice(of_model, _LAST_REQUESTS))
+        if model is None and not requests:
+            raise _no_model(user_id, model_id)
+        return ModelStatus(
+            user_id=user_id,
+            model_id=model_id,
+            live_version=None if model is None else model.live_version,
+            target_model=None if model is None else model.target_model,
+            active_request=None if model is None else model.active_request,
+            requests=requests,
+        )
+
+    def request(self, request_id: str) -> Request:
+        """One request.
+
+        Raises:
+            LimnerError: ``REQUEST_NOT_FOUND``.
+        """
+        with translated():
+            return self._registry.request(request_id)
+
+    def wait(self, request_id: str, *, timeout_s: float = 3_600, poll_s: float = 2.0) -> Request:
+        """Waits until a request is READY.
+
+        Args:
+            request_id: The request.
+            timeout_s: Seconds to wait at the most; the request itself goes on.
+            poll_s: Seconds between two looks.
+
+        Raises:
+            LimnerError: The request's own error if it FAILED or was CANCELLED;
+                ``DEADLINE_EXCEEDED`` when the time is over.
+        """
+        for request in self._polls(request_id, timeout_s, poll_s):
+            last = request
+        return last.raise_for_error()
+
+    def progress(self, request_id: str) -> Progress:
+        """A request with the states that its execution has visited and its training job.
+
+        Raises:
+            LimnerError: ``REQUEST_NOT_FOUND``.
+        """
+        return self._progress(self.request(request_id))
+
+    def follow(
+        self, request_id: str, *, timeout_s: float = 3_600, poll_s: float = 1.0
+    ) -> Iterator[Progress]:
+        """Yields the progress of a request whenever it changes, and ends when the request ends.
+
+        The end is not judged here: ask the last ``progress.request.raise_for_error()``.
+
+        Raises:
+            LimnerError: ``REQUEST_NOT_FOUND``; ``DEADLINE_EXCEEDED`` when the time is over.
+        """
+        before: Progress | None = None
+        for request in self._polls(request_id, timeout_s, poll_s):
+            at_present = self._progress(request)
+            if at_present != before:
+                yield at_present
+            before = at_present
+
+    def cancel(self, request_id: str) -> Request:
+        """Stops a request; one that has ended is left alone.
+
+        The execution is stopped, and the deployed rule ends the record a moment later; ``wait``
+        then raises ``EXECUTION_STOPPED``.
+
+        Returns:
+            The request right after the stop.
+
+        Raises:
+            LimnerError: ``REQUEST_NOT_FOUND``.
+        """
+        request = self.request(request_id)
+        if request.has_ended:
+            return request
+        detail = "The request was cancelled by its client."
+        try:
+            self.clients.stepfunctions.stop_execution(
+                executionArn=self.execution_arn(request), error="EXECUTION_STOPPED", cause=detail
+            )
+        except ClientError as error:
+            if code_of(error) != "ExecutionDoesNotExist":
+                raise translate(error) from error
+            # It was never started, so no rule will end it.
+            with translated():
+                return self._registry.cancel_unclaimed(request_id, _stopped(detail))
+        return self.request(request_id)
+
+    def generate(
+        self,
+        user_id: str,
+        prompt: str,
+        *,
+        model_id: str = keys.DEFAULT_MODEL_ID,
+        version: int | None = None,
+        negative_prompt: str = "",
+        images: int = 1,
+        seed: int = 0,
+        steps: int = 20,
+        guidance: float = 3.0,
+        height: int | None = None,
+        width: int | None = None,
+        deadline_s: float = generation.LOADING_DEADLINE_S,
+    ) -> Generation:
+        """Draws images with a user's model.
+
+        Which artifact the endpoint loads is computed from the registry; no argument can name one.
+
+        Args:
+            user_id: Whose model.
+            prompt: The text; ``{token}`` stands for the user's subject.
+            model_id: Which of the user's models.
+            version: An older version; the live one where absent.
+            negative_prompt: What to keep away from.
+            images: 1 to 8.
+            seed: Of the first image; image i has seed + i.
+            steps: Denoising steps, 1 to 100.
+            guidance: Scale of classifier-free guidance.
+            height: Pixels, a multiple of 8; the base's own size where absent.
+            width: As the height.
+            deadline_s: Seconds to go on asking while the endpoint loads the model.
+
+        Raises:
+            LimnerError: ``INVALID_INPUT``, ``MODEL_NOT_FOUND``, ``MODEL_NOT_READY``,
+                ``MODEL_LOADING`` or ``THROTTLED`` at the deadline, ``GENERATION_FAILED``.
+        """
+        try:
+            wish = GenerateRequest(
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                steps=steps,
+                guidance=guidance,
+                seed=seed,
+                images=images,
+                height=height,
+                width=width,
+            )
+        except ValidationError as error:
+            raise LimnerError("INVALID_INPUT", f"{explain(error)}.") from error
+        served = self._servable(user_id, model_id, version)
+        target_model = keys.target_model(user_id, model_id, served)
+        response = generation.invoke(
+            self.clients.runtime,
+            self.deployment.endpoint_name,
+            target_model,
+            wish,
+            deadline_s=deadline_s,
+            clock=self._clock,
+        )
+        return Generation(
+            images=generation.images_of(response),
+            user_id=user_id,
+            model_id=model_id,
+            version=served,
+            target_model=target_model,
+            prompt=response.prompt,
+            base_id=response.base_id,
+            adapter_sha256=response.adapter_sha256,
+            denoise_ms=response.denoise_ms,
+        )
+
+    def list_models(self, user_id: str, *, page_size: int = 50) -> Iterator[Model]:
+        """A user's models by name; pages are fetched while the iterator is used.
+
+        A model appears here when its first version is reserved; before that, see its request.
+        """
+        yield from self._pages(self._registry.models_of(user_id, page_size=page_size))
+
+    def list_requests(self, user_id: str, *, page_size: int = 50) -> Iterator[Request]:
+        """A user's requests, newest first; pages are fetched while the iterator is used.
+
+        A request of the last second may be missing (the index is eventually consistent).
+        """
+        yield from self._pages(self._registry.requests_of(user_id, page_size=page_size))
+
+    def execution_arn(self, request: Request) -> str:
+        """ARN of the execution that works on a request, or would, before it is started."""
+        if request.owner is not None:
+            return request.owner
+        return self.deployment.execution_arn(keys.execution_name(request.request_id))
+
+    def _known(self, request_id: str) -> Request | None:
+        try:
+            return self.request(request_id)
+        except LimnerError as error:
+            if error.code == "REQUEST_NOT_FOUND":
+                return None
+            raise
+
+    def _submit(self, wish: OnboardingInput, photos: Sequence[Photo], digest: str) -> Request:
+        """Uploads the photos, then puts the request: a QUEUED request has all its photos."""
+        prefix = keys.uploads_prefix(wish.user_id, wish.request_id)
+        try:
+            with translated():
+                uploads.upload(self.clients.s3, self.deployment.bucket, prefix, photos)
+        except OSError as error:  # a file went away after it was checked
+            detail = f"{error.filename}: {error.strerror}."
+            raise LimnerError("INVALID_INPUT", detail) from error
+        created_at = now()
+        request = Request(
+            request_id=wish.request_id,
+            user_id=wish.user_id,
+            model_id=wish.model_id,
+            status=RequestStatus.QUEUED,
+            created_at=created_at,
+            updated_at=created_at,
+            photos=len(photos),
+            input_digest=digest,
+        )
+        with translated():
+            return self._registry.create_request(request)
+
+    def _start(self, wish: OnboardingInput) -> None:
+        try:
+            self.clients.stepfunctions.start_execution(
+                stateMachineArn=self.deployment.onboard_machine_arn,
+                name=keys.execution_name(wish.request_id, wish.attempt),
+                input=wish.model_dump_json(),
+            )
+        except ClientError as error:
+            # The name is taken: this request's execution has been started before and has ended.
+            if code_of(error) != "ExecutionAlreadyExists":
+                raise translate(error) from error
+
+    def _polls(self, request_id: str, timeout_s: float, poll_s: float) -> Iterator[Request]:
+        return polling.poll_request(
+            lambda: self.request(request_id),
+            self._ended_without,
+            timeout_s=timeout_s,
+            poll_s=poll_s,
+            clock=self._clock,
+        )
+
+    def _ended_without(self, request: Request) -> LimnerError | None:
+        """What to say if the execution of a request that is under way has ended."""
+        arn = self.execution_arn(request)
+        try:
+            execution = self.clients.stepfunctions.describe_execution(executionArn=arn)
+        except ClientError as error:
+            if code_of(error) == "ExecutionDoesNotExist":
+                return None  # not started yet
+            raise translate(error) from error
+        match execution["status"]:
+            case "RUNNING" | "PENDING_REDRIVE":
+                return None
+            case "ABORTED":
+                return LimnerError("EXECUTION_STOPPED", f"The execution {arn} was stopped.")
+            case "TIMED_OUT":
+                return LimnerError("DEADLINE_EXCEEDED", f"The execution {arn} timed out.")
+            case "FAILED":
+                code = execution.get("error", "")
+                if code in REGISTRY:
+                    return LimnerError(code, execution.get("cause", ""))
+                return LimnerError("TRAINING_FAILED", f"The execution {arn} failed: {code}.")
+        detail = f"The execution {arn} succeeded, but its request is {request.status}."
+        return LimnerError("INTERNAL", detail)
+
+    def _progress(self, request: Request) -> Progress:
+        with translated():
+            states = progress.read_visits(self.clients.stepfunctions, self.execution_arn(request))
+            job = progress.read_job(self.clients.sagemaker, request, states)
+        return Progress(request, states, job)
+
+    def _servable(self, user_id: str, model_id: str, version: int | None) -> int:
+        """The version that shall draw, checked to be able to."""
+        with translated():
+            if version is not None:
+                row = self._registry.version(user_id, model_id, version)
+                if row is None:
+                    raise _no_model(user_id, f"{model_id} version {version}")
+                if row.status is not VersionStatus.READY:
+                    detail = f"Version {version} of {user_id}'s model {model_id} is {row.status}."
+                    raise LimnerError("MODEL_NOT_READY", detail)
+                return version
+            model = self._registry.model(user_id, model_id)
+        if model is not None and model.live_version is not None:
+            return model.live_version
+        if model is None and next(iter(self.list_requests(user_id, page_size=1)), None) is None:
+            raise _no_model(user_id, model_id)
+        detail = f"{user_id}'s model {model_id} has no version that can serve yet."
+        raise LimnerError("MODEL_NOT_READY", detail)
+
+    @staticmethod
+    def _pages(rows: Iterator[_Row]) -> Iterator[_Row]:
+        with translated():
+            yield from rows
+
+
+def _settings(stage: str | None) -> Settings:
+    try:
+        return Settings() if stage is None else Settings(stage=stage)
+    except ValidationError as error:
+        raise LimnerError("INVALID_INPUT", f"Settings: {explain(error)}.") from error
+
+
+def _wish(
+    request_id: str, user_id: str, model_id: str, retrain: bool, config: TrainingConfig
+) -> OnboardingInput:
+    return OnboardingInput(
+        request_id=request_id,
+        user_id=keys.check_user_id(user_id),
+        model_id=keys.check_model_id(model_id),
+        retrain=retrain,
+        hyperparameters=config.to_hyperparameters(),
+    )
+
+
+def _no_model(user_id: str, model_id: str) -> LimnerError:
+    return LimnerError("MODEL_NOT_FOUND", f"{user_id} has no model {model_id}.")
+
+
+def _stopped(detail: str) -> RequestFailure:
+    spec = REGISTRY["EXECUTION_STOPPED"]
+    return RequestFailure(code=spec.code, message=detail, retryable=spec.retryable, fix=spec.fix)

@@ -1,0 +1,332 @@
+"""The registry: the tables of requests and models, their rows, and every access of the client.
+
+The state machine and the Lambda functions write the same rows; all status writes carry the
+conditions of ``limner.contracts.statuses``, so a request's status only moves forward::
+
+    client      put QUEUED if new           cancel if not claimed
+    machine            claim (owner = me) ── TRAINED ── READY      if owner = me
+    rule                                                FAILED | CANCELLED if not ended
+
+Methods raise botocore's ``ClientError`` as it comes; ``limner.client`` translates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
+from botocore.exceptions import ClientError
+from pydantic import BaseModel, ConfigDict
+
+from limner.contracts import keys
+from limner.contracts.errors import REGISTRY, LimnerError
+from limner.contracts.statuses import ALLOWED_FROM, RequestStatus, VersionStatus
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+BY_USER: Final = "by_user"
+
+Item = Mapping[str, Any]
+
+_deserialize = TypeDeserializer().deserialize
+_serialize = TypeSerializer().serialize
+
+
+def now() -> str:
+    """The present moment in the form of all rows: ISO 8601, UTC, milliseconds, ``Z``."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class _Row(BaseModel):
+    # Rows may have fields that a newer version of Limner wrote; an older reader passes them over.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @classmethod
+    def from_item(cls, item: Item) -> Self:
+        """The row of an item in DynamoDB's attribute-value form."""
+        return cls.model_validate({name: _deserialize(value) for name, value in item.items()})
+
+    def to_item(self) -> dict[str, Any]:
+        """The item of this row; absent values are left out."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        return {name: _serialize(value) for name, value in values.items()}
+
+
+class RequestFailure(BaseModel):
+    """Why a request ended without a model.
+
+    Attributes:
+        code: A code of the error registry.
+        message: The case at hand.
+        retryable: Whether the same onboarding can succeed later.
+        fix: What to do about it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    code: str
+    message: str = ""
+    retryable: bool = False
+    fix: str = ""
+
+    def to_error(self) -> LimnerError:
+        """The error to raise. A code that this version does not know becomes TRAINING_FAILED."""
+        if self.code in REGISTRY:
+            return LimnerError(self.code, self.message)
+        return LimnerError("TRAINING_FAILED", f"{self.code}: {self.message}")
+
+
+class Request(_Row):
+    """One wish for one version of a model.
+
+    Attributes:
+        request_id: Its name.
+        user_id: Whose model.
+        model_id: Which of the user's models.
+        status: Where it stands.
+        created_at: ISO 8601, UTC.
+        updated_at: ISO 8601, UTC; the last change of the status.
+        photos: Number of different photos.
+        input_digest: SHA-256 of everything asked for; tells a repeat from a conflict.
+        owner: ARN of the execution that holds the request; absent while QUEUED.
+        attempt: Number of the training attempt.
+        version: The version that it makes, from the moment that it is reserved.
+        job_name: The training job.
+        already_ready: True if the model was ready and nothing was trained.
+        error: Why it ended FAILED or CANCELLED.
+    """
+
+    request_id: str
+    user_id: str
+    model_id: str
+    status: RequestStatus
+    created_at: str
+    updated_at: str
+    photos: int = 0
+    input_digest: str = ""
+    owner: str | None = None
+    attempt: int = 1
+    version: int | None = None
+    job_name: str | None = None
+    already_ready: bool = False
+    error: RequestFailure | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the request is READY, FAILED or CANCELLED."""
+        return self.status.is_terminal
+
+    def raise_for_error(self) -> Self:
+        """Returns the request, or raises its own error if it FAILED or was CANCELLED.
+
+        Raises:
+            LimnerError: With the code that the failed step recorded.
+        """
+        if self.status not in (RequestStatus.FAILED, RequestStatus.CANCELLED):
+            return self
+        if self.error is not None:
+            raise self.error.to_error()
+        cancelled = self.status is RequestStatus.CANCELLED
+        raise LimnerError("EXECUTION_STOPPED" if cancelled else "TRAINING_FAILED")
+
+
+class Model(_Row):
+    """A model: the row that says which of its versions serves.
+
+    Attributes:
+        user_id: Whose model.
+        model_id: Which one.
+        last_version: Number of the newest version, serving or not.
+        live_version: The version that serves; None until the first one is ready.
+        target_model: What the endpoint calls the live version.
+        active_request: The request that trains a new version now.
+        updated_at: ISO 8601, UTC.
+    """
+
+    user_id: str
+    model_id: str
+    last_version: int = 0
+    live_version: int | None = None
+    target_model: str | None = None
+    active_request: str | None = None
+    updated_at: str = ""
+
+    @classmethod
+    def from_item(cls, item: Item) -> Self:
+        """The model of an item whose sort key is the model's id."""
+        return super().from_item({**item, "model_id": item["model_row"]})
+
+
+class Version(_Row):
+    """One trained version of a model.
+
+    Attributes:
+        user_id: Whose model.
+        model_id: Which one.
+        version: 1, 2, 3 …
+        status: TRAINED, READY (it has served once) or FAILED.
+        request_id: The request that made it.
+        job_name: The training job.
+        artifact_key: Key of the artifact in the bucket.
+        target_model: What the endpoint calls it.
+        created_at: ISO 8601, UTC.
+        updated_at: ISO 8601, UTC.
+    """
+
+    user_id: str
+    model_id: str
+    version: int
+    status: VersionStatus
+    request_id: str
+    job_name: str = ""
+    artifact_key: str = ""
+    target_model: str = ""
+    created_at: str = ""
+    updated_at: str = ""
+
+    @classmethod
+    def from_item(cls, item: Item) -> Self:
+        """The version of an item whose sort key is ``<model_id>#v<version>``."""
+        model_id = str(item["model_row"]["S"]).partition("#")[0]
+        return super().from_item({**item, "model_id": {"S": model_id}})
+
+
+class Registry:
+    """Reads and writes of the two tables. Safe to share between threads.
+
+    Args:
+        dynamodb: A client of DynamoDB.
+        models_table: Name of the table of models and versions.
+        requests_table: Name of the table of requests.
+    """
+
+    def __init__(self, dynamodb: DynamoDBClient, models_table: str, requests_table: str) -> None:
+        self._dynamodb = dynamodb
+        self._models = models_table
+        self._requests = requests_table
+
+    def create_request(self, request: Request) -> Request:
+        """Writes a new QUEUED request, or returns the one that has its id already.
+
+        A write whose reply was lost is met again by the SDK's retry and read back here, so it
+        counts as ours by its ``input_digest``.
+
+        Returns:
+            The stored request; the caller compares ``input_digest``.
+        """
+        try:
+            self._dynamodb.put_item(
+                TableName=self._requests,
+                Item=request.to_item(),
+                ConditionExpression="attribute_not_exists(request_id)",
+            )
+        except ClientError as error:
+            if not _condition_failed(error):
+                raise
+            return self.request(request.request_id)
+        return request
+
+    def request(self, request_id: str) -> Request:
+        """One request, strongly consistent.
+
+        Raises:
+            LimnerError: ``REQUEST_NOT_FOUND``, or ``INVALID_INPUT`` for a malformed id.
+        """
+        key = {"request_id": {"S": keys.check_request_id(request_id)}}
+        answer = self._dynamodb.get_item(TableName=self._requests, Key=key, ConsistentRead=True)
+        if "Item" not in answer:
+            raise LimnerError("REQUEST_NOT_FOUND", f"There is no request {request_id}.")
+        return Request.from_item(answer["Item"])
+
+    def cancel_unclaimed(self, request_id: str, failure: RequestFailure) -> Request:
+        """Ends a request that no execution has claimed.
+
+        ::
+
+            cancel:   CANCELLED if no owner ──┐  one of the two conditions fails:
+            machine:  TRAINING, owner = me  ──┘  the other one keeps the request
+
+        Returns:
+            The request as it stands: CANCELLED, or as its owner left it.
+        """
+        allowed, values = _may_become(RequestStatus.CANCELLED)
+        try:
+            self._dynamodb.update_item(
+                TableName=self._requests,
+                Key={"request_id": {"S": keys.check_request_id(request_id)}},
+                UpdateExpression="SET #status = :to, #error = :error, updated_at = :now",
+                ConditionExpression=f"{allowed} AND attribute_not_exists(#owner)",
+                ExpressionAttributeNames={
+                    "#status": "status",
+                    "#error": "error",
+                    "#owner": "owner",
+                },
+                ExpressionAttributeValues={
+                    **values,
+                    ":to": {"S": RequestStatus.CANCELLED},
+                    ":error": _serialize(failure.model_dump()),
+                    ":now": {"S": now()},
+                },
+            )
+        except ClientError as error:
+            if not _condition_failed(error):
+                raise
+        return self.request(request_id)
+
+    def requests_of(self, user_id: str, *, page_size: int = 50) -> Iterator[Request]:
+        """A user's requests, newest first, fetched page by page while they are used.
+
+        The index is eventually consistent: a request of the last second may be missing.
+        """
+        user = keys.check_user_id(user_id)
+        pages = self._dynamodb.get_paginator("query").paginate(
+            TableName=self._requests,
+            IndexName=BY_USER,
+            KeyConditionExpression="user_id = :user",
+            ExpressionAttributeValues={":user": {"S": user}},
+            ScanIndexForward=False,
+            PaginationConfig={"PageSize": page_size},
+        )
+        return (Request.from_item(item) for page in pages for item in page["Items"])
+
+    def model(self, user_id: str, model_id: str) -> Model | None:
+        """A model's own row, strongly consistent; None before its first version is reserved."""
+        item = self._model_row(user_id, keys.check_model_id(model_id))
+        return None if item is None else Model.from_item(item)
+
+    def version(self, user_id: str, model_id: str, version: int) -> Version | None:
+        """One version of a model, strongly consistent."""
+        item = self._model_row(user_id, keys.version_row(model_id, version))
+        return None if item is None else Version.from_item(item)
+
+    def models_of(self, user_id: str, *, page_size: int = 50) -> Iterator[Model]:
+        """A user's models by name, fetched page by page while they are used."""
+        user = keys.check_user_id(user_id)
+        pages = self._dynamodb.get_paginator("query").paginate(
+            TableName=self._models,
+            KeyConditionExpression="user_id = :user",
+            # Version rows lie between the models' own rows; they alone have a version.
+            FilterExpression="attribute_not_exists(#version)",
+            ExpressionAttributeNames={"#version": "version"},
+            ExpressionAttributeValues={":user": {"S": user}},
+            PaginationConfig={"PageSize": page_size},
+        )
+        return (Model.from_item(item) for page in pages for item in page["Items"])
+
+    def _model_row(self, user_id: str, row: str) -> Item | None:
+        key = {"user_id": {"S": keys.check_user_id(user_id)}, "model_row": {"S": row}}
+        answer = self._dynamodb.get_item(TableName=self._models, Key=key, ConsistentRead=True)
+        return answer.get("Item")
+
+
+def _may_become(status: RequestStatus) -> tuple[str, dict[str, Any]]:
+    """The condition that a request may have this status next, and its values."""
+    values = {f":from{i}": {"S": s.value} for i, s in enumerate(sorted(ALLOWED_FROM[status]))}
+    return f"#status IN ({', '.join(values)})", values
+
+
+def _condition_failed(error: ClientError) -> bool:
+    return error.response["Error"]["Code"] == "ConditionalCheckFailedException"
