@@ -1,0 +1,1 @@
+"""Serving: one resident base, many personal adapters, over SageMaker's multi-model contract."""

@@ -1,0 +1,1 @@
+"""The ASGI shell: SageMaker's multi-model container contract over the engine."""

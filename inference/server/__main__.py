@@ -1,0 +1,106 @@
+"""``python -m inference.server``: loads the base, then listens, until SIGTERM."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import socket
+import sys
+import time
+from types import FrameType
+from typing import Final
+
+from pydantic import ValidationError
+
+from inference.server.logs import log, set_up
+from inference.settings import Settings
+from limner.contracts.errors import LimnerError
+from limner.contracts.training import explain
+
+# SageMaker sends SIGKILL 30 s after SIGTERM. Requests get 20 s to end by themselves; then the
+# engine ends the running one at its next denoising step.
+GRACE_S: Final = 20
+
+
+def main() -> int:
+    """Runs the server; returns the exit code."""
+    started = time.perf_counter()
+    set_up()
+    try:
+        settings = Settings()
+        serve(settings, started)
+    except ValidationError as error:
+        log("not started", {"code": "INVALID_INPUT", "reason": explain(error)})
+        return 1
+    except LimnerError as error:
+        log("not started", {"code": error.code, "reason": error.message})
+        return 1
+    except OSError as error:
+        log("not started", {"code": "INVALID_INPUT", "reason": f"address: {error.strerror}"})
+        return 1
+    return 0
+
+
+def serve(settings: Settings, started: float) -> None:
+    """Loads the base and serves it.
+
+    Args:
+        settings: The container's settings.
+        started: ``perf_counter`` of the start, for the log.
+
+    Raises:
+        LimnerError: ``BASE_INVALID``.
+        OSError: If the address is taken.
+    """
+    # Imported here, so that wrong settings are told without waiting for torch.
+    import torch
+    import uvicorn
+
+    from inference.engine.base import load_base
+    from inference.engine.engine import Engine
+    from inference.server.app import build_app
+
+    if settings.torch_threads:
+        torch.set_num_threads(settings.torch_threads)
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    imported = time.perf_counter()
+    base = load_base(settings.base_dir, device)
+    engine = Engine(base, max_models=settings.max_models, max_rank=settings.max_rank)
+    app = build_app(engine, settings.models_root)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+    )
+    with socket.create_server((settings.host, settings.port), backlog=128) as listener:
+        log(
+            "ready",
+            {
+                "port": listener.getsockname()[1],
+                "base_id": base.base_id,
+                "device": device,
+                "import_s": round(imported - started, 2),
+                "base_s": round(time.perf_counter() - imported, 2),
+                "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            },
+        )
+        # uvicorn raises the signal again after it has shut down; by then all work is done, and
+        # the process should end by itself with code 0.
+        signal.signal(signal.SIGTERM, _already_handled)
+        signal.signal(signal.SIGINT, _already_handled)
+        server.run(sockets=[listener])
+    log("stopped", {})
+
+
+def _already_handled(_signal: int, _frame: FrameType | None) -> None:
+    """Does nothing."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""The routes of SageMaker's multi-model container contract.
+
+Load, list, get, invoke and unload, with the status codes that the platform acts on: 404 not
+loaded, 409 already loaded, 507 no slot free (it then unloads another model and tries again).
+Every error body is ``LimnerError.to_dict()``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import time
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from inference.engine.denoise import Pixels
+from inference.engine.engine import Engine, Generation, LoadedModel
+from inference.server.logs import fingerprint, log
+from inference.server.requests import LoadRequest, model_folder, read_body, read_page
+from limner.contracts.errors import LimnerError
+from limner.contracts.generation import (
+    JSON_TYPE,
+    MAX_BODY_BYTES,
+    GeneratedImage,
+    GenerateRequest,
+    GenerateResponse,
+)
+
+PNG_TYPE: Final = "image/png"
+TARGET_HEADER: Final = "X-Amzn-SageMaker-Target-Model"
+
+Facts = dict[str, object]
+"""What a handler adds to its line in the log."""
+Handler = Callable[[Request, Facts], Awaitable[Response]]
+
+
+class Api:
+    """Handlers over one engine.
+
+    Args:
+        engine: The engine.
+        models_root: Folder under which every model's ``url`` must lie.
+    """
+
+    def __init__(self, engine: Engine, models_root: Path) -> None:
+        self._engine = engine
+        self._models_root = models_root
+
+    async def load(self, request: Request, facts: Facts) -> Response:
+        """``POST /models``."""
+        body = await read_body(request, LoadRequest)
+        facts["model"] = body.model_name
+        folder = model_folder(body.url, self._models_root)
+        model = await asyncio.to_thread(self._engine.load, body.model_name, folder)
+        facts["load_ms"] = round(model.load_ms, 2)
+        return JSONResponse(_described(model))
+
+    async def list(self, request: Request, facts: Facts) -> Response:
+        """``GET /models``, in pages; a token is the name that the last page ended with."""
+        page = read_page(request)
+        models = self._engine.models()
+        start = bisect_right(models, page.next_page_token, key=lambda model: model.name)
+        shown = models[start : start + page.limit]
+        facts["models"] = len(models)
+        answer: dict[str, object] = {"models": [_described(model) for model in shown]}
+        if start + page.limit < len(models):
+            answer["nextPageToken"] = shown[-1].name
+        return JSONResponse(answer)
+
+    async def get(self, request: Request, facts: Facts) -> Response:
+        """``GET /models/{model}``."""
+        return JSONResponse(_described(self._engine.get(_named(request, facts))))
+
+    async def unload(self, request: Request, facts: Facts) -> Response:
+        """``DELETE /models/{model}``; waits for the model's running generations."""
+        name = _named(request, facts)
+        await asyncio.to_thread(self._engine.unload, name)
+        return JSONResponse({"modelName": name})
+
+    async def invoke(self, request: Request, facts: Facts) -> Response:
+        """``POST /models/{model}/invoke``."""
+        name = _named(request, facts)
+        # The platform sends the original TargetModel for logs only; it holds the user's id.
+        facts["target"] = fingerprint(request.headers.get(TARGET_HEADER, ""))
+        body = await read_body(request, GenerateRequest)
+        as_png = request.headers.get("accept", "").split(";")[0].strip() == PNG_TYPE
+        if as_png and body.images != 1:
+            raise LimnerError("INVALID_INPUT", f"{PNG_TYPE} can carry one image only.")
+        generation = await asyncio.wrap_future(self._engine.submit(name, body))
+        facts.update(
+            images=body.images,
+            steps=body.steps,
+            queue_ms=round(generation.queue_ms, 2),
+            denoise_ms=round(generation.denoise_ms, 2),
+        )
+        content = await asyncio.to_thread(_png if as_png else _answer, generation)
+        if len(content) > MAX_BODY_BYTES:
+            raise LimnerError(
+                "INVALID_INPUT", f"The answer exceeds {MAX_BODY_BYTES} bytes: ask fewer images."
+            )
+        return Response(content, media_type=PNG_TYPE if as_png else JSON_TYPE)
+
+
+def build_app(engine: Engine, models_root: Path) -> Starlette:
+    """The ASGI application over an engine, which it closes when it ends."""
+    api = Api(engine, models_root)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(engine.close)
+
+    return Starlette(
+        routes=[
+            Route("/ping", _ping),
+            Route("/models", _guarded("load", api.load), methods=["POST"]),
+            Route("/models", _guarded("list", api.list), methods=["GET"]),
+            Route("/models/{model}", _guarded("get", api.get), methods=["GET"]),
+            Route("/models/{model}", _guarded("unload", api.unload), methods=["DELETE"]),
+            Route("/models/{model}/invoke", _guarded("invoke", api.invoke), methods=["POST"]),
+        ],
+        exception_handlers={HTTPException: _no_route},
+        lifespan=lifespan,
+    )
+
+
+def _guarded(event: str, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    """Turns errors into answers, and writes one line a request."""
+
+    async def endpoint(request: Request) -> Response:
+        started = time.perf_counter()
+        facts: Facts = {}
+        try:
+            response = await handler(request, facts)
+        except LimnerError as error:
+            facts["code"] = error.code
+            response = _error(error)
+        except Exception:  # noqa: BLE001 (the process boundary: an answer, and a line in the log)
+            facts["code"] = "INTERNAL"
+            log(f"{event} failed", facts, failed=True)
+            response = _error(LimnerError("INTERNAL"))
+        facts["status"] = response.status_code
+        facts["total_ms"] = round((time.perf_counter() - started) * 1000, 2)
+        log(event, facts)
+        return response
+
+    return endpoint
+
+
+async def _ping(_: Request) -> Response:
+    """``GET /ping``: the base is in memory, or this process would not listen."""
+    return Response()
+
+
+async def _no_route(_: Request, raised: Exception) -> Response:
+    """Unknown paths and methods, in the one shape of errors."""
+    status = raised.status_code if isinstance(raised, HTTPException) else 400
+    body = LimnerError("INVALID_INPUT", "There is no such route or method.").to_dict()
+    return JSONResponse(body, status)
+
+
+def _error(error: LimnerError) -> Response:
+    return JSONResponse(error.to_dict(), error.spec.http_status)
+
+
+def _named(request: Request, facts: Facts) -> str:
+    name: str = request.path_params["model"]
+    facts["model"] = name[:128]
+    return name
+
+
+def _described(model: LoadedModel) -> dict[str, str]:
+    return {"modelName": model.name, "modelUrl": str(model.folder)}
+
+
+def _png(generation: Generation) -> bytes:
+    return _encoded(generation.pixels[0])
+
+
+def _answer(generation: Generation) -> bytes:
+    images = [
+        GeneratedImage(png_base64=base64.b64encode(_encoded(pixels)).decode(), seed=seed)
+        for pixels, seed in zip(generation.pixels, generation.seeds, strict=True)
+    ]
+    response = GenerateResponse(
+        images=images,
+        prompt=generation.prompt,
+        base_id=generation.base_id,
+        adapter_sha256=generation.adapter_sha256,
+        denoise_ms=generation.denoise_ms,
+    )
+    return response.model_dump_json().encode()
+
+
+def _encoded(pixels: Pixels) -> bytes:
+    """A PNG of ``[height, width, 3]``."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

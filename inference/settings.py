@@ -1,0 +1,38 @@
+"""The settings of the inference container; the only place that reads its environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What the container is told by SageMaker, by its image, or by the laptop.
+
+    Attributes:
+        port: TCP port; 0 lets the system choose (the log's ``ready`` line says which).
+        host: Address to listen on. A container answers its platform from outside, so all
+            interfaces; the laptop sets 127.0.0.1.
+        base_dir: Folder of the base.
+        models_root: Folder under which every model's ``url`` must lie. SageMaker unpacks to
+            ``/opt/ml/models/<hash>/model``.
+        max_models: Slots: adapters in memory at once. A load beyond is answered by 507, upon
+            which SageMaker unloads a model that is not used.
+        max_rank: Highest rank of an adapter; training's own limit.
+        device: Where the base runs; ``auto`` takes a GPU where there is one.
+        torch_threads: Threads of one CPU operation; 0 leaves it to torch.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    port: int = Field(default=8080, ge=0, le=65_535, validation_alias="SAGEMAKER_BIND_TO_PORT")
+    host: str = Field(default="0.0.0.0", validation_alias="LIMNER_BIND_HOST")  # noqa: S104
+    base_dir: Path = Field(default=Path("/opt/base"), validation_alias="LIMNER_BASE_DIR")
+    models_root: Path = Field(default=Path("/opt/ml/models"), validation_alias="LIMNER_MODELS_ROOT")
+    max_models: int = Field(default=100, ge=1, validation_alias="LIMNER_MAX_MODELS")
+    max_rank: int = Field(default=256, ge=1, validation_alias="LIMNER_MAX_RANK")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", validation_alias="LIMNER_DEVICE")
+    torch_threads: int = Field(default=0, ge=0, validation_alias="LIMNER_TORCH_THREADS")
