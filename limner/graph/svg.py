@@ -27,6 +27,7 @@ _HEAD_HEIGHT: Final = 54.0
 _PILL_HEIGHT: Final = 18.0
 _MIN_WIDTH: Final = 244.0
 _MAX_WIDTH: Final = 300.0
+_MAX_ERROR_LINES: Final = 3
 _MAX_CAUSE_LINES: Final = 7
 _TERMINAL_SIZE: Final = (66.0, 28.0)
 _MIN_CANVAS: Final = 860.0
@@ -109,11 +110,10 @@ def _card_width(nodes: Sequence[Node]) -> float:
 
 def _card(node: Node, run: StateRun, width: float) -> _Card:
     inner = width - 2 * _PADDING
-    # A state that succeeded in the end shows the name of the error that it overcame, no more.
-    troubled = run.outcome not in (Outcome.SUCCEEDED, Outcome.NOT_REACHED)
-    name = run.error if troubled or not run.error else f"last error: {run.error}"
-    error = tuple(wrap(name or "", inner, _SMALL_PX, 2))
-    cause = tuple(wrap(run.cause or "", inner, _SMALL_PX, _MAX_CAUSE_LINES)) if troubled else ()
+    # A state that succeeded in the end shows the error that it overcame in brief.
+    cause_lines = 1 if run.outcome is Outcome.SUCCEEDED else _MAX_CAUSE_LINES
+    error = tuple(wrap(run.error or "", inner, _SMALL_PX, _MAX_ERROR_LINES))
+    cause = tuple(wrap(run.cause or "", inner, _SMALL_PX, cause_lines))
     pills = []
     if run.retries:
         noun = "retry" if run.retries == 1 else "retries"
@@ -191,7 +191,7 @@ def _details(group: ET.Element, card: _Card, look: theme.Look) -> None:
         _text(group, line, _PADDING, y + 10, _SMALL_PX, ink, bold=not overcome)
         y += _LINE
     for line in card.cause:
-        _text(group, line, _PADDING, y + 10, _SMALL_PX, look.text)
+        _text(group, line, _PADDING, y + 10, _SMALL_PX, ink)
         y += _LINE
 
 

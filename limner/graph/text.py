@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Final
 
 _NARROW: Final = frozenset("iljtfrI.,:;'`|!()[]{}/\\ ")
@@ -79,37 +80,38 @@ def wrap(text: str, width_px: float, size_px: float, max_lines: int) -> list[str
     Returns:
         The lines, none of them wider than `width_px`.
     """
-    lines: list[str] = []
-    line = ""
-    for word in _pieces(text, width_px, size_px):
-        candidate = f"{line} {word}" if line else word
+    lines = [""]
+    joints = [""]
+    for joint, piece in _pieces(text, width_px, size_px):
+        candidate = lines[-1] + joint + piece if lines[-1] else piece
         if width_of(candidate, size_px) <= width_px:
-            line = candidate
+            lines[-1] = candidate
         else:
-            lines.append(line)
-            line = word
-    lines.append(line)
+            lines.append(piece)
+            joints.append(joint)
     if len(lines) > max_lines:
-        rest = " ".join(lines[max_lines - 1 :])
-        lines = [*lines[: max_lines - 1], fit(rest, width_px, size_px)]
-    return [one for one in lines if one]
+        rest = zip(joints[max_lines - 1 :], lines[max_lines - 1 :], strict=True)
+        tail = "".join(joint + line for joint, line in rest).strip()
+        lines = [*lines[: max_lines - 1], fit(tail, width_px, size_px)]
+    return [line for line in lines if line]
 
 
-def _pieces(text: str, width_px: float, size_px: float) -> list[str]:
-    """The words, those that are wider than a line cut: after a mark if there is one."""
-    pieces: list[str] = []
+def _pieces(text: str, width_px: float, size_px: float) -> Iterator[tuple[str, str]]:
+    """The words, each after what joins it to the one before: a space.
+
+    A word that is wider than a line comes in parts, which nothing joins.
+    """
     for word in text.split():
-        rest = word
+        joint, rest = " ", word
         while width_of(rest, size_px) > width_px:
             count = 1
             while width_of(rest[: count + 1], size_px) <= width_px:
                 count += 1
             marks = [at for at in range(count // 3, count) if _may_break_after(rest, at)]
             count = marks[-1] + 1 if marks else count
-            pieces.append(rest[:count])
-            rest = rest[count:]
-        pieces.append(rest)
-    return pieces
+            yield joint, rest[:count]
+            joint, rest = "", rest[count:]
+        yield joint, rest
 
 
 def _may_break_after(word: str, at: int) -> bool:

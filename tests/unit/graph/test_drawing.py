@@ -171,6 +171,13 @@ def test_long_words_are_cut_where_they_can_be():
     assert "".join(lines) == "SageMaker.ResourceLimitExceededException"
 
 
+def test_a_cut_word_gets_no_space_when_the_rest_is_left_out():
+    assert wrap("SageMaker.ResourceLimitExceededException", 120, 11, 2) == [
+        "SageMaker.Resource",
+        "LimitExceededExce…",
+    ]
+
+
 def test_wrapping_keeps_to_its_width_and_its_lines():
     lines = wrap("many words " * 40 + "x" * 300, 150, 11, 4)
     assert len(lines) == 4

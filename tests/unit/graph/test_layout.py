@@ -3,6 +3,7 @@
 import itertools
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -36,6 +37,27 @@ def cases():
     yield pytest.param(BRANCHING, id="branching")
 
 
+def any_machine(seed):
+    """A definition with branches, loops, shared handlers and states that nothing leads to."""
+    random = Random(seed)
+    names = [f"State{number}" for number in range(random.randint(1, 22))]
+    states = {}
+    for number, name in enumerate(names):
+        later = names[number + 1 :] or names
+        draw = random.random()
+        if draw < 0.2:
+            anywhere = names if random.random() < 0.2 else later
+            rules = [{"Next": random.choice(anywhere)} for _ in range(random.randint(1, 3))]
+            states[name] = {"Type": "Choice", "Choices": rules, "Default": random.choice(later)}
+        elif draw < 0.3 or name == names[-1]:
+            states[name] = {"Type": random.choice(["Succeed", "Fail"])}
+        else:
+            way_on = {"End": True} if draw > 0.95 else {"Next": random.choice(later[:3])}
+            catchers = [{"Next": random.choice(names[-3:])} for _ in range(random.randint(0, 2))]
+            states[name] = {"Type": "Task", "Catch": catchers} | way_on
+    return {"StartAt": names[0], "States": states}
+
+
 @pytest.fixture(params=list(cases()))
 def machine(request):
     return read_machine(request.param)
@@ -50,7 +72,7 @@ def laid_out(machine, request):
     return arrange(machine, sizes_of(machine, heights[request.param]))
 
 
-def test_boxes_do_not_overlap(laid_out):
+def assert_boxes_are_apart(laid_out):
     for (name, a), (other, b) in itertools.combinations(laid_out.boxes.items(), 2):
         apart = a.right <= b.x or b.right <= a.x or a.bottom <= b.y or b.bottom <= a.y
         assert apart, (name, other)
@@ -68,7 +90,7 @@ def test_everything_is_inside_the_canvas(laid_out):
             assert 0 <= y <= laid_out.height + 1e-6
 
 
-def test_no_line_runs_through_a_box(laid_out):
+def assert_lines_keep_clear_of_boxes(laid_out):
     for route in laid_out.routes:
         for (x1, y1), (x2, y2) in itertools.pairwise(route.points):
             for name, box in laid_out.boxes.items():
@@ -79,6 +101,23 @@ def test_no_line_runs_through_a_box(laid_out):
                     and max(y1, y2) > box.y + 1
                 )
                 assert not crosses, (route.edge, name)
+
+
+def test_boxes_do_not_overlap(laid_out):
+    assert_boxes_are_apart(laid_out)
+
+
+def test_no_line_runs_through_a_box(laid_out):
+    assert_lines_keep_clear_of_boxes(laid_out)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_machine_is_drawn_cleanly(seed):
+    machine = read_machine(any_machine(seed))
+    laid_out = arrange(machine, sizes_of(machine, lambda index: 54.0 + 37.0 * (index % 3)))
+    assert {route.edge for route in laid_out.routes} == set(machine.edges)
+    assert_boxes_are_apart(laid_out)
+    assert_lines_keep_clear_of_boxes(laid_out)
 
 
 def test_every_edge_is_drawn_from_border_to_border(machine, laid_out):
