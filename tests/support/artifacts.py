@@ -35,7 +35,7 @@ def write_artifact(
     seed: int = 0,
     rank: int = 4,
     target: str = "attention",
-    strength: float = 0.2,
+    strength: float = 0.5,
 ) -> Manifest:
     """Writes an unpacked artifact with a random adapter that visibly changes the base's images.
 

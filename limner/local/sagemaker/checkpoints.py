@@ -1,0 +1,54 @@
+"""The sync between /opt/ml/checkpoints and CheckpointConfig.S3Uri.
+
+SageMaker developer guide, "Use Checkpoints in Amazon SageMaker": existing objects are copied in
+when the job starts; files are copied up as they appear or change; "deleting a file locally deletes
+it in S3"; objects added to S3 later are not copied in.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from limner.local.objects import Location, Objects
+
+_Seen = tuple[int, int]
+
+
+class CheckpointSync:
+    """Keeps S3 equal to a folder, one way; used by one thread.
+
+    Args:
+        objects: S3.
+        folder: Stands for /opt/ml/checkpoints.
+        target: CheckpointConfig.S3Uri.
+    """
+
+    def __init__(self, objects: Objects, folder: Path, target: Location) -> None:
+        self._objects = objects
+        self._folder = folder
+        self._target = Location(target.bucket, target.key.rstrip("/") + "/" if target.key else "")
+        self._uploaded: dict[str, _Seen] = {}
+
+    def restore(self) -> None:
+        """Copies the existing objects in, before the program starts."""
+        self._objects.download_prefix(self._target, self._folder)
+        self._uploaded = self._look()
+
+    def run(self) -> None:
+        """Uploads what is new or changed, and deletes what was deleted."""
+        now = self._look()
+        for name, seen in now.items():
+            if self._uploaded.get(name) != seen:
+                self._objects.upload(self._folder / name, self._target.below(name))
+        for name in self._uploaded.keys() - now.keys():
+            self._objects.delete(self._target.below(name))
+        self._uploaded = now
+
+    def _look(self) -> dict[str, _Seen]:
+        found = {}
+        for path in self._folder.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                stat = path.stat()
+                name = path.relative_to(self._folder).as_posix()
+                found[name] = (stat.st_size, stat.st_mtime_ns)
+        return found

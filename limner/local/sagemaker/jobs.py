@@ -1,0 +1,191 @@
+"""Training jobs: the API side. Each accepted job then lives in ``lifecycle``."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from limner.local.errors import ServiceError, validation
+from limner.local.objects import Location
+from limner.local.sagemaker import requests
+from limner.local.sagemaker.arns import TRAINING_JOB, arn
+from limner.local.sagemaker.lifecycle import JobRun, Platform
+from limner.local.sagemaker.pages import page
+from limner.local.sagemaker.records import is_over, new_record, transition
+from limner.local.sagemaker.store import Record
+
+_CHECKPOINTS = "/opt/ml/checkpoints"
+_SUMMARY = (
+    "TrainingJobName",
+    "TrainingJobArn",
+    "CreationTime",
+    "TrainingEndTime",
+    "LastModifiedTime",
+    "TrainingJobStatus",
+    "SecondaryStatus",
+)
+INTERRUPTED = (
+    "InternalServerError: AWS on this laptop was stopped while the job ran. Onboard again."
+)
+
+
+class TrainingJobs:
+    """All training jobs of the laptop; thread-safe.
+
+    Jobs that ran when the laptop stopped are failed here, honestly: their processes are gone.
+    """
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+        self._creating = threading.Lock()
+        self._runs: dict[str, JobRun] = {}
+        for record in platform.store.all():
+            if not is_over(record):
+                with platform.store.change(record["TrainingJobName"]) as interrupted:
+                    transition(interrupted, "Failed", "Failed", INTERRUPTED)
+
+    def create(self, request: dict[str, Any]) -> dict[str, Any]:
+        """CreateTrainingJob."""
+        requests.check("CreateTrainingJob", request)
+        _check_supported(request)
+        self._platform.images.command(request["AlgorithmSpecification"]["TrainingImage"])
+        name = request["TrainingJobName"]
+        with self._creating:
+            if self._platform.store.get(name) is not None:
+                raise ServiceError(
+                    "ResourceInUse",
+                    "Training job names must be unique within an AWS account and region, and a "
+                    f"training job with this name already exists ({arn(TRAINING_JOB, name)})",
+                )
+            self._check_quota(request["ResourceConfig"])
+            record = new_record(request)
+            self._platform.store.add(name, record)
+            run = JobRun(name, self._platform)
+            self._runs[name] = run
+        self._platform.announce(record)
+        run.start()
+        return {"TrainingJobArn": record["TrainingJobArn"]}
+
+    def describe(self, request: dict[str, Any]) -> Record:
+        """DescribeTrainingJob."""
+        requests.check("DescribeTrainingJob", request)
+        record = self._platform.store.get(request["TrainingJobName"])
+        if record is None:
+            raise validation("Requested resource not found.")
+        return record
+
+    def stop(self, request: dict[str, Any]) -> dict[str, Any]:
+        """StopTrainingJob."""
+        requests.check("StopTrainingJob", request)
+        record = self.describe(request)
+        if is_over(record):
+            raise validation(
+                "The request was rejected because the training job is in status "
+                f"{record['TrainingJobStatus']}."
+            )
+        self._runs[record["TrainingJobName"]].stop.set()
+        return {}
+
+    def delete(self, request: dict[str, Any]) -> dict[str, Any]:
+        """DeleteTrainingJob: only jobs that have ended; the name is free again."""
+        requests.check("DeleteTrainingJob", request)
+        record = self.describe(request)
+        if not is_over(record):
+            raise ServiceError(
+                "ResourceInUse",
+                f"The training job is in status {record['TrainingJobStatus']}; stop it first.",
+            )
+        self._platform.store.remove(record["TrainingJobName"])
+        self._runs.pop(record["TrainingJobName"], None)
+        return {}
+
+    def list(self, request: dict[str, Any]) -> dict[str, Any]:
+        """ListTrainingJobs."""
+        requests.check("ListTrainingJobs", request)
+        wanted = [
+            record
+            for record in self._platform.store.all()
+            if request.get("StatusEquals") in (None, record["TrainingJobStatus"])
+            and request.get("NameContains", "") in record["TrainingJobName"]
+            and record["CreationTime"] > _time(request, "CreationTimeAfter", 0)
+            and record["CreationTime"] < _time(request, "CreationTimeBefore", float("inf"))
+        ]
+        keys: dict[str, Callable[[Record], Any]] = {
+            "Name": lambda record: record["TrainingJobName"],
+            "CreationTime": lambda record: record["CreationTime"],
+            "Status": lambda record: record["TrainingJobStatus"],
+        }
+        wanted.sort(
+            key=keys[request.get("SortBy", "CreationTime")],
+            reverse=request.get("SortOrder") == "Descending",
+        )
+        summaries = [{key: job[key] for key in _SUMMARY if key in job} for job in wanted]
+        return page("TrainingJobSummaries", summaries, request)
+
+    def wait(self, name: str, timeout_s: float) -> bool:
+        """Waits for the end of a job; returns whether it has ended."""
+        run = self._runs.get(name)
+        return run is None or run.done.wait(timeout_s)
+
+    def _check_quota(self, resources: dict[str, Any]) -> None:
+        quota = self._platform.trouble.instance_quota
+        if quota is None:
+            quota = self._platform.settings.instance_quota
+        used = sum(
+            record["ResourceConfig"]["InstanceCount"]
+            for record in self._platform.store.all()
+            if not is_over(record)
+        )
+        wanted = resources["InstanceCount"]
+        if used + wanted > quota:
+            raise ServiceError(
+                "ResourceLimitExceeded",
+                f"The account-level service limit '{resources['InstanceType']} for training job "
+                f"usage' is {quota} Instances, with current utilization of {used} Instances and a "
+                f"request delta of {wanted} Instances. Please use AWS Service Quotas to request "
+                "an increase for this quota.",
+            )
+
+
+def _check_supported(request: dict[str, Any]) -> None:
+    """What the service checks beyond its API model, and what the laptop cannot do."""
+    for member in ("AlgorithmSpecification", "ResourceConfig", "StoppingCondition"):
+        if member not in request:
+            raise validation(f"{member} is required.")
+    algorithm, resources = request["AlgorithmSpecification"], request["ResourceConfig"]
+    if "TrainingImage" not in algorithm:
+        raise validation("AlgorithmSpecification.TrainingImage is required on the laptop.")
+    if not {"InstanceType", "InstanceCount"} <= resources.keys():
+        raise validation("ResourceConfig needs InstanceType and InstanceCount on the laptop.")
+    if resources["InstanceCount"] != 1:
+        raise validation("The laptop runs one instance a job.")
+    for definition in algorithm.get("MetricDefinitions", []):
+        try:
+            re.compile(definition["Regex"])
+        except re.error as error:
+            raise validation(f"MetricDefinitions: {definition['Name']}: {error}") from error
+    Location.parse(request["OutputDataConfig"]["S3OutputPath"])
+    for channel in request.get("InputDataConfig", []):
+        _check_channel(channel)
+    checkpoints = request.get("CheckpointConfig")
+    if checkpoints is not None:
+        Location.parse(checkpoints["S3Uri"])
+        if checkpoints.get("LocalPath", _CHECKPOINTS) != _CHECKPOINTS:
+            raise validation(f"The laptop syncs checkpoints from {_CHECKPOINTS} only.")
+
+
+def _check_channel(channel: dict[str, Any]) -> None:
+    source = channel["DataSource"].get("S3DataSource")
+    if source is None or source["S3DataType"] != "S3Prefix":
+        raise validation("The laptop reads channels of S3DataType S3Prefix only.")
+    if source.get("S3DataDistributionType", "FullyReplicated") != "FullyReplicated":
+        raise validation("The laptop distributes channels FullyReplicated only.")
+    if channel.get("InputMode", "File") != "File":
+        raise validation("The laptop reads channels in File mode only.")
+    Location.parse(source["S3Uri"])
+
+
+def _time(request: dict[str, Any], member: str, otherwise: float) -> float:
+    return float(request.get(member, otherwise))
