@@ -1,0 +1,1 @@
+"""Ends a request whose execution has failed, and frees its model."""

@@ -1,0 +1,1 @@
+"""The first inference on a new model: does the endpoint serve it?"""
