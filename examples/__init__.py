@@ -1,0 +1,1 @@
+"""Programs that use Limner as an app would."""
