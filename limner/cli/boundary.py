@@ -80,7 +80,7 @@ def guarded(command: Callable[P, None]) -> Callable[..., None]:
             internal = LimnerError("INTERNAL", detail)
             raise _told(internal, as_json=as_json, debug=debug) from bug
 
-    _add_debug(run, inspect.signature(command))
+    _add_debug(run, inspect.signature(command, eval_str=True))
     return run
 
 

@@ -18,7 +18,10 @@ from limner.contracts.errors import LimnerError
 def generate(
     user: User,
     prompt: Annotated[
-        str, typer.Argument(help="What to draw; {token} stands for the user's subject.")
+        str,
+        typer.Argument(
+            help="What to draw; {token} stands for the user's subject.", metavar="PROMPT"
+        ),
     ],
     number: Annotated[int, typer.Option("-n", "--images", help="Images, 1 to 8.")] = 1,
     out: Annotated[Path, typer.Option("--out", help="Folder for the PNG files.")] = Path(),

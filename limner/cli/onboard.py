@@ -22,7 +22,9 @@ def onboard(
     user: User,
     photos: Annotated[
         list[Path],
-        typer.Argument(help="3 to 50 photos (PNG, JPEG, WebP), or folders of them."),
+        typer.Argument(
+            help="3 to 50 photos (PNG, JPEG, WebP), or folders of them.", metavar="PHOTOS..."
+        ),
     ],
     model: ModelOption = None,
     retrain: Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _ENTERED: Final = "StateEntered"
 _EXITED: Final = "StateExited"
 _FAILURES: Final = ("Failed", "TimedOut")
+_SUCCESSES: Final = "Succeeded"
 # The state that counts up the attempt, which is a part of the job's name.
 _NEXT_ATTEMPT: Final = "NextAttempt"
 _HISTORY_PAGE: Final = 1_000
@@ -36,7 +37,7 @@ class StateVisit:
         entered_at: When it was entered.
         left_at: When it was left; None while the execution is in it.
         failures: Failed tries inside the visit; each but a last one was retried.
-        error: Error name of the last failed try.
+        error: Error name of the last failed try; empty once a later try has succeeded.
     """
 
     name: str
@@ -120,7 +121,11 @@ def visits_of(events: Iterable[Mapping[str, Any]]) -> tuple[StateVisit, ...]:
             _leave(visits, visits[-1].name, moment)
         elif kind.endswith(_FAILURES):
             details = event.get(f"{kind[0].lower()}{kind[1:]}EventDetails", {})
-            visits[-1] = _failed(visits[-1], details.get("error", kind))
+            last = visits[-1]
+            error = details.get("error", kind)
+            visits[-1] = replace(last, failures=last.failures + 1, error=error)
+        elif kind.endswith(_SUCCESSES):
+            visits[-1] = replace(visits[-1], error="")
     return tuple(visits)
 
 
@@ -167,9 +172,5 @@ def _leave(visits: list[StateVisit], name: str, moment: datetime) -> None:
     for i in range(len(visits) - 1, -1, -1):
         visit = visits[i]
         if visit.name == name and visit.left_at is None:
-            visits[i] = StateVisit(name, visit.entered_at, moment, visit.failures, visit.error)
+            visits[i] = replace(visit, left_at=moment)
             return
-
-
-def _failed(visit: StateVisit, error: str) -> StateVisit:
-    return StateVisit(visit.name, visit.entered_at, visit.left_at, visit.failures + 1, error)
