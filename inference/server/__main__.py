@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from inference.server.logs import log, set_up
 from inference.settings import Settings
+from limner.contracts.base import read_card
 from limner.contracts.errors import LimnerError
 from limner.contracts.training import explain
 
@@ -52,7 +53,8 @@ def serve(settings: Settings, started: float) -> None:
         LimnerError: ``BASE_INVALID``.
         OSError: If the address is taken.
     """
-    # Imported here, so that wrong settings are told without waiting for torch.
+    # Settings and base are looked at before torch is imported, which takes seconds.
+    read_card(settings.base_dir)
     import torch
     import uvicorn
 

@@ -1,0 +1,20 @@
+"""What the tests of the engine share: one random base, loaded once."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from inference.engine.base import ResidentBase, load_base
+from tests.support.pipelines import save_random_pipeline
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_pipeline(tmp_path_factory.mktemp("inference-base"))
+
+
+@pytest.fixture(scope="session")
+def base(base_folder: Path) -> ResidentBase:
+    torch.set_num_threads(1)
+    return load_base(base_folder)

@@ -1,0 +1,225 @@
+"""The engine draws what diffusers draws, and switching adapters leaves nothing behind."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from inference.engine import engine as engine_module
+from inference.engine.base import ResidentBase, load_base
+from inference.engine.denoise import draw
+from inference.engine.engine import Engine, Generation
+from limner.contracts import artifact
+from limner.contracts.errors import LimnerError
+from limner.contracts.generation import GenerateRequest
+from tests.support.artifacts import write_artifact
+from tests.support.pipelines import save_random_pipeline
+
+REQUEST = GenerateRequest(
+    prompt="a photo of {token} on a {0} beach", negative_prompt="snow", steps=6, seed=5, images=3
+)
+
+
+@pytest.fixture
+def engine(base: ResidentBase) -> Iterator[Engine]:
+    engine = Engine(base, max_models=4, max_rank=64)
+    yield engine
+    engine.close()
+
+
+def generate(engine: Engine, name: str, request: GenerateRequest = REQUEST) -> Generation:
+    return engine.submit(name, request).result(timeout=60)
+
+
+def largest_difference(one: np.ndarray, two: np.ndarray) -> float:
+    return float(np.abs(one.astype(float) - two.astype(float)).max())
+
+
+def drawn_by_diffusers(
+    base: Path, adapter: Path | None, prompt: str, request: GenerateRequest
+) -> np.ndarray:
+    """The same request to a pipeline of its own, with the adapter as peft applies it."""
+    pipeline = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    if adapter is not None:
+        pipeline.load_lora_weights(adapter, weight_name=artifact.ADAPTER)
+    images = pipeline(
+        prompt,
+        negative_prompt=request.negative_prompt,
+        num_inference_steps=request.steps,
+        guidance_scale=request.guidance,
+        num_images_per_prompt=request.images,
+        generator=[torch.Generator().manual_seed(request.seed + i) for i in range(request.images)],
+        output_type="np",
+    ).images
+    return np.asarray(images * 255).round()
+
+
+@pytest.mark.filterwarnings(
+    # diffusers 0.42 and peft 0.21 warn of their own future; the engine uses neither for adapters.
+    "ignore::FutureWarning:diffusers",
+    "ignore::DeprecationWarning",
+)
+@pytest.mark.parametrize(("target", "rank"), [("attention", 4), ("transformer", 1), ("all", 16)])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_images_equal_those_of_diffusers_with_load_lora_weights(
+    engine: Engine,
+    base_folder: Path,
+    tmp_path: Path,
+    target: str,
+    rank: int,
+    guidance: float,
+) -> None:
+    write_artifact(tmp_path / "a", base_folder, target=target, rank=rank, strength=3)
+    engine.load("a", tmp_path / "a")
+    request = REQUEST.model_copy(update={"guidance": guidance})
+    ours = generate(engine, "a", request)
+    assert ours.prompt == "a photo of sks on a {0} beach"
+
+    with_adapter = drawn_by_diffusers(base_folder, tmp_path / "a", ours.prompt, request)
+    without = drawn_by_diffusers(base_folder, None, ours.prompt, request)
+    difference = largest_difference(ours.pixels, with_adapter)
+    change = float(np.abs(with_adapter - without).mean())
+    sys.stdout.write(f"largest difference {difference} of 255; the adapter changes {change:.1f}\n")
+    # One level for rounding; the adapter itself changes the images by far more.
+    assert difference <= 1
+    assert change > 3
+
+
+def test_an_image_is_the_same_alone_and_in_a_batch(
+    engine: Engine, base_folder: Path, tmp_path: Path
+) -> None:
+    write_artifact(tmp_path / "a", base_folder, target="all")
+    engine.load("a", tmp_path / "a")
+    batch = generate(engine, "a")
+    assert batch.seeds == (5, 6, 7)
+    for i, seed in enumerate(batch.seeds):
+        alone = generate(engine, "a", REQUEST.model_copy(update={"images": 1, "seed": seed}))
+        assert largest_difference(alone.pixels[0], batch.pixels[i]) <= 1
+
+
+def test_adapters_of_other_rank_and_layers_take_turns(
+    engine: Engine, base: ResidentBase, base_folder: Path, tmp_path: Path
+) -> None:
+    write_artifact(tmp_path / "small", base_folder, target="attention", rank=2)
+    write_artifact(tmp_path / "large", base_folder, target="all", rank=32, seed=1)
+    engine.load("small", tmp_path / "small")
+    bare = draw(base, "a photo", REQUEST, lambda: False)
+    alone = generate(engine, "small").pixels
+    engine.load("large", tmp_path / "large")
+    large = generate(engine, "large").pixels
+    assert np.array_equal(generate(engine, "small").pixels, alone)
+    assert np.abs(large.astype(int) - alone).mean() > 3
+    engine.unload("small")
+    engine.unload("large")
+    assert base.selection.factors is None
+    assert np.array_equal(draw(base, "a photo", REQUEST, lambda: False), bare)
+
+
+def test_an_adapter_with_zero_b_changes_nothing(
+    engine: Engine, base: ResidentBase, base_folder: Path, tmp_path: Path
+) -> None:
+    write_artifact(tmp_path / "a", base_folder, target="all", strength=0)
+    engine.load("a", tmp_path / "a")
+    ours = generate(engine, "a")
+    assert np.array_equal(ours.pixels, draw(base, ours.prompt, REQUEST, lambda: False))
+
+
+def test_a_base_of_other_latent_channels_is_served(tmp_path: Path) -> None:
+    folder = save_random_pipeline(tmp_path / "base", latent_channels=8)
+    write_artifact(tmp_path / "a", folder)
+    engine = Engine(load_base(folder), max_models=1, max_rank=64)
+    engine.load("a", tmp_path / "a")
+    assert generate(engine, "a").pixels.shape == (3, 32, 32, 3)
+    engine.close()
+
+
+def test_a_closing_engine_ends_the_running_generation_and_takes_no_more(
+    base: ResidentBase, base_folder: Path, tmp_path: Path
+) -> None:
+    engine = Engine(base, max_models=1, max_rank=64)
+    write_artifact(tmp_path / "a", base_folder)
+    engine.load("a", tmp_path / "a")
+    long = REQUEST.model_copy(update={"steps": 100, "images": 8})
+    running = engine.submit("a", long)
+    engine.close()
+    with pytest.raises(LimnerError) as ended:
+        running.result(timeout=1)
+    assert ended.value.code == "GENERATION_FAILED"
+    with pytest.raises(LimnerError) as refused:
+        engine.submit("a", REQUEST)
+    assert refused.value.code == "GENERATION_FAILED"
+    # Neither of the two is counted as a user of the model any more.
+    engine.unload("a")
+
+
+def test_a_request_that_nobody_waits_for_is_not_drawn(
+    engine: Engine, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_artifact(tmp_path / "a", base_folder)
+    engine.load("a", tmp_path / "a")
+    monkeypatch.setattr(engine_module, "MAX_QUEUE_S", -1.0)
+    with pytest.raises(LimnerError) as late:
+        generate(engine, "a")
+    assert late.value.code == "DEADLINE_EXCEEDED"
+
+
+def test_running_out_of_memory_is_507_and_gives_the_slot_back(
+    engine: Engine, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    write_artifact(tmp_path / "a", base_folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_module, "read_adapter", no_memory)
+        with pytest.raises(LimnerError) as loading:
+            engine.load("a", tmp_path / "a")
+    assert loading.value.spec.http_status == 507
+    engine.load("a", tmp_path / "a")
+    monkeypatch.setattr(engine_module, "draw", no_memory)
+    with pytest.raises(LimnerError) as drawing:
+        generate(engine, "a")
+    assert drawing.value.spec.http_status == 507
+
+
+def test_a_size_that_the_base_cannot_make_is_refused(base: ResidentBase) -> None:
+    # Any multiple of 8 passes the contract, but this VAE could be coarser.
+    request = REQUEST.model_copy(update={"height": base.pixels_per_latent * 9 + 1})
+    with pytest.raises(LimnerError) as refused:
+        draw(base, "a photo", request, lambda: False)
+    assert refused.value.code == "INVALID_INPUT"
+
+
+@pytest.mark.parametrize(
+    "part", ["unet/config.json", "model_index.json", "vae", "limner-base.json"]
+)
+def test_a_base_with_a_missing_part_is_invalid(tmp_path: Path, part: str) -> None:
+    folder = save_random_pipeline(tmp_path / "base")
+    (folder / part).rename(tmp_path / "gone")
+    with pytest.raises(LimnerError) as refused:
+        load_base(folder)
+    assert refused.value.code == "BASE_INVALID"
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        ("scheduler", '["os", "system"]'),
+        ("scheduler", '["diffusers", "StableDiffusionPipeline"]'),
+        ("unet", '["diffusers", "UNet1DModel"]'),
+    ],
+)
+def test_a_base_cannot_name_any_class_it_likes(tmp_path: Path, part: str, named: str) -> None:
+    folder = save_random_pipeline(tmp_path / "base")
+    index = folder / "model_index.json"
+    text = index.read_text()
+    start = text.index("[", text.index(f'"{part}"'))
+    index.write_text(text[:start] + named + text[text.index("]", start) + 1 :])
+    with pytest.raises(LimnerError, match=part) as refused:
+        load_base(folder)
+    assert refused.value.code == "BASE_INVALID"

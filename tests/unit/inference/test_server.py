@@ -1,0 +1,56 @@
+"""The shell's edges that need no process: settings, logs, and what happens on a bug of ours."""
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from starlette.testclient import TestClient
+
+from inference.engine.base import ResidentBase
+from inference.engine.engine import Engine
+from inference.server import logs
+from inference.server.app import build_app
+from inference.settings import Settings
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAGEMAKER_BIND_TO_PORT", "9001")
+    monkeypatch.setenv("LIMNER_BASE_DIR", "/bases/x")
+    settings = Settings()
+    assert (settings.port, settings.base_dir) == (9001, Path("/bases/x"))
+    assert settings.models_root == Path("/opt/ml/models")
+
+
+def test_wrong_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIMNER_MAX_MODELS", "0")
+    with pytest.raises(ValidationError):
+        Settings()
+
+
+def test_a_bug_is_answered_without_its_text_and_logged_without_it(
+    base: ResidentBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(logs.JsonLines())
+    logger = logging.getLogger("limner.inference")
+    logger.addHandler(handler)
+    engine = Engine(base, max_models=1, max_rank=8)
+
+    def bug(*_: object) -> None:
+        raise KeyError("zebra prompt")
+
+    monkeypatch.setattr(engine, "submit", bug)
+    with TestClient(build_app(engine, tmp_path)) as client:
+        answer = client.post("/models/a/invoke", json={"prompt": "zebra prompt"})
+    logger.removeHandler(handler)
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "INTERNAL"
+    assert "zebra" not in answer.text
+    assert "zebra" not in written.getvalue()
+    line = json.loads(written.getvalue().splitlines()[0])
+    assert line["exception"] == "KeyError"
+    assert line["where"][-1].endswith(" bug")
