@@ -34,6 +34,7 @@ SEAMS: Final[Mapping[str, Sequence[str]]] = {
         "_add_event",
         "_apply_input_path",
         "_apply_output_path",
+        "_dispatch_aws_sdk_rest_xml",
         "_emit_execution_status_event",
         "_error_matches",
         "_eval_intrinsic_arg",

@@ -16,6 +16,7 @@ from limner.local.semantics import (
     paths,
     restarts,
     retries,
+    shapes,
     tasks,
 )
 from limner.local.trouble import Trouble
@@ -40,4 +41,5 @@ def install(
     paths.install(engine)
     limits.install(engine)
     names.install(engine, runtime, functions)
+    shapes.install(engine)
     restarts.install(engine)
