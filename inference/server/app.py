@@ -19,6 +19,7 @@ from typing import Final
 
 from PIL import Image
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -62,7 +63,7 @@ class Api:
         body = await read_body(request, LoadRequest)
         facts["model"] = body.model_name
         folder = model_folder(body.url, self._models_root)
-        model = await asyncio.to_thread(self._engine.load, body.model_name, folder)
+        model = await run_in_threadpool(self._engine.load, body.model_name, folder)
         facts["load_ms"] = round(model.load_ms, 2)
         return JSONResponse(_described(model))
 
@@ -85,14 +86,12 @@ class Api:
     async def unload(self, request: Request, facts: Facts) -> Response:
         """``DELETE /models/{model}``; waits for the model's running generations."""
         name = _named(request, facts)
-        await asyncio.to_thread(self._engine.unload, name)
+        await run_in_threadpool(self._engine.unload, name)
         return JSONResponse({"modelName": name})
 
     async def invoke(self, request: Request, facts: Facts) -> Response:
         """``POST /models/{model}/invoke``."""
         name = _named(request, facts)
-        # The platform sends the original TargetModel for logs only; it holds the user's id.
-        facts["target"] = fingerprint(request.headers.get(TARGET_HEADER, ""))
         body = await read_body(request, GenerateRequest)
         as_png = request.headers.get("accept", "").split(";")[0].strip() == PNG_TYPE
         if as_png and body.images != 1:
@@ -104,7 +103,7 @@ class Api:
             queue_ms=round(generation.queue_ms, 2),
             denoise_ms=round(generation.denoise_ms, 2),
         )
-        content = await asyncio.to_thread(_png if as_png else _answer, generation)
+        content = await run_in_threadpool(_png if as_png else _answer, generation)
         if len(content) > MAX_BODY_BYTES:
             raise LimnerError(
                 "INVALID_INPUT", f"The answer exceeds {MAX_BODY_BYTES} bytes: ask fewer images."
@@ -119,7 +118,7 @@ def build_app(engine: Engine, models_root: Path) -> Starlette:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(engine.close)
+        await run_in_threadpool(engine.close)
 
     return Starlette(
         routes=[
@@ -141,6 +140,9 @@ def _guarded(event: str, handler: Handler) -> Callable[[Request], Awaitable[Resp
     async def endpoint(request: Request) -> Response:
         started = time.perf_counter()
         facts: Facts = {}
+        # The platform sends the original TargetModel for logs only; it holds the user's id.
+        if target := request.headers.get(TARGET_HEADER):
+            facts["target"] = fingerprint(target)
         try:
             response = await handler(request, facts)
         except LimnerError as error:

@@ -11,9 +11,9 @@ from starlette.testclient import TestClient
 
 from inference.engine.base import ResidentBase
 from inference.engine.engine import Engine
-from inference.server import logs
-from inference.server.app import build_app
+from inference.server import app, logs
 from inference.settings import Settings
+from tests.support.artifacts import write_artifact
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,6 +30,19 @@ def test_wrong_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         Settings()
 
 
+def test_an_answer_that_the_platform_would_refuse_is_an_error_with_a_fix(
+    base: ResidentBase, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_artifact(tmp_path / "a", base_folder)
+    engine = Engine(base, max_models=1, max_rank=8)
+    engine.load("a", tmp_path / "a")
+    monkeypatch.setattr(app, "MAX_BODY_BYTES", 1_000)
+    with TestClient(app.build_app(engine, tmp_path)) as client:
+        answer = client.post("/models/a/invoke", json={"prompt": "x", "steps": 1})
+    assert answer.status_code == 400
+    assert "fewer images" in answer.json()["error"]["message"]
+
+
 def test_a_bug_is_answered_without_its_text_and_logged_without_it(
     base: ResidentBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -44,7 +57,7 @@ def test_a_bug_is_answered_without_its_text_and_logged_without_it(
         raise KeyError("zebra prompt")
 
     monkeypatch.setattr(engine, "submit", bug)
-    with TestClient(build_app(engine, tmp_path)) as client:
+    with TestClient(app.build_app(engine, tmp_path)) as client:
         answer = client.post("/models/a/invoke", json={"prompt": "zebra prompt"})
     logger.removeHandler(handler)
     assert answer.status_code == 500
