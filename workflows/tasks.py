@@ -346,7 +346,9 @@ class StepFactory:
                     "Resource": (f"arn:{Aws.PARTITION}:states:::sagemaker:createTrainingJob.sync"),
                     "TimeoutSeconds": self._policies[name].timeout_s,
                     "Parameters": {**job, "RoleArn": jobs.role.role_arn},
-                    "ResultPath": None,
+                    # Not null: jsii drops it. The job's name leads to all the rest.
+                    "ResultSelector": {"job_arn.$": "$.TrainingJobArn"},
+                    "ResultPath": "$.trained",
                 },
             ),
         )

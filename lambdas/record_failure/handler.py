@@ -37,9 +37,12 @@ def handle(event: dict[str, Any], _context: object) -> dict[str, Any] | None:
         LEDGER.end(ending)
         record |= {"error": ending.failure.to_error(), "unannounced": ending.by_rule}
     LEDGER.release(record)
-    body = logic.failed_body(record, record["error"])
+    body = logic.failed_body(record, record.get("error") or ending.failure.to_error())
     if ending.by_rule and record.get("unannounced"):
-        kind = {"type": {"DataType": "String", "StringValue": logic.FAILED_EVENT}}
-        _SNS.publish(TopicArn=SETTINGS.topic_arn, Message=json.dumps(body), MessageAttributes=kind)
+        _SNS.publish(
+            TopicArn=SETTINGS.topic_arn,
+            Message=json.dumps(body),
+            MessageAttributes={"type": {"DataType": "String", "StringValue": logic.FAILED_EVENT}},
+        )
         LEDGER.mark_announced(ending.request_id)
     return body

@@ -210,6 +210,9 @@ def _explain_call(error: str, words: str) -> Failure:
         return _failure("REQUEST_ALREADY_CLAIMED", "The request changed hands.")
     if error.startswith(_AWS_PREFIXES):
         return _failure("AWS_ERROR", told)
+    if error.startswith("States."):
+        # Step Functions quotes the state's input here, and with it the user's own text.
+        return _failure("INTERNAL", f"{error}: the execution's history says more.")
     return _failure("INTERNAL", told or "The execution ended without telling why.")
 
 
