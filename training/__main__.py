@@ -1,0 +1,63 @@
+"""The process boundary of the training container: ``python -m training``.
+
+Exit code 0 and an artifact in ``model/``, or exit code 1 and the reason in ``output/failure``.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from types import FrameType
+
+from limner.contracts.errors import LimnerError
+from training.files import write_atomically
+from training.settings import failure_file, read_settings
+
+# SageMaker shows this much of output/failure as FailureReason (SageMaker developer guide, "How
+# Amazon SageMaker AI Signals Algorithm Success and Failure").
+MAX_FAILURE_CHARS = 1024
+
+
+class _Stopped(BaseException):
+    """SIGTERM came. No Exception, so that no library takes it for an error of its own."""
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough; the reason must still be written
+    raise _Stopped
+
+
+def _fail(error: LimnerError) -> int:
+    # A file name in the reason may be personal: the record gets it, the log gets the code.
+    sys.stderr.write(f"event=failed code={error.code}\n")
+    write_atomically(failure_file(), str(error)[:MAX_FAILURE_CHARS].encode())
+    return 1
+
+
+def main() -> int:
+    """Runs the job; returns the exit code."""
+    # StopTrainingJob and spot interruptions send SIGTERM, and SIGKILL 120 s later (SageMaker API
+    # reference, StopTrainingJob).
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        # Imported here because torch and diffusers take seconds to import: a SIGTERM or a broken
+        # installation in that time shall end in output/failure too.
+        from training.program import train
+
+        train(read_settings())
+    except LimnerError as error:
+        return _fail(error)
+    except _Stopped:
+        return _fail(LimnerError("TRAINING_STOPPED"))
+    except Exception as error:  # noqa: BLE001 - the process boundary
+        # Where it happened, without the error's own text, which may quote a prompt or a file name.
+        frames = traceback.extract_tb(error.__traceback__)
+        sys.stderr.write("".join(traceback.format_list(frames)))
+        place = f"{frames[-1].name}, line {frames[-1].lineno}" if frames else "start"
+        return _fail(LimnerError("TRAINING_FAILED", f"{type(error).__name__} in {place}."))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

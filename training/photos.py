@@ -1,0 +1,129 @@
+"""Which files are good photos, and their pixels.
+
+Files come from strangers. A file is judged by its number of bytes, then by its header, and only
+then decoded, by Pillow's decoders of three formats and no others. Every refusal names the file,
+the reason and (through the error registry) the fix.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from pathlib import Path
+from typing import Final
+
+from PIL import Image, ImageOps
+
+from limner.contracts.errors import LimnerError
+from limner.contracts.training import (
+    MAX_PHOTO_BYTES,
+    MAX_PHOTO_PIXELS,
+    MAX_PHOTOS,
+    MIN_PHOTO_SIDE_PX,
+    MIN_PHOTOS,
+)
+
+FORMATS: Final = ("PNG", "JPEG", "WEBP")
+
+# What Pillow's decoders of the formats above raise on damaged files (found by mutating files, see
+# tests/unit/training/test_photos.py): OSError covers "cannot identify" and "truncated".
+_DAMAGED: Final = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+
+
+def _refusal(code: str, path: Path, reason: str) -> LimnerError:
+    # repr keeps control characters of a hostile file name out of logs and records.
+    return LimnerError(code, f"{path.name[-80:]!r} {reason}.")
+
+
+def load_photo(path: Path, *, keep_side_px: int) -> Image.Image:
+    """Checks and decodes one photo.
+
+    Args:
+        path: The file.
+        keep_side_px: The shorter side is scaled down to this many pixels, if it is longer: fifty
+            photos of forty megapixels must fit into memory.
+
+    Returns:
+        An RGB image, upright (EXIF orientation applied), transparency laid on white.
+
+    Raises:
+        LimnerError: ``PHOTO_TOO_LARGE``, ``PHOTO_NOT_AN_IMAGE`` or ``PHOTO_TOO_SMALL``.
+    """
+    size_bytes = path.stat().st_size
+    if size_bytes > MAX_PHOTO_BYTES:
+        raise _refusal(
+            "PHOTO_TOO_LARGE", path, f"has {size_bytes} bytes; at most {MAX_PHOTO_BYTES} are taken"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Reads the header alone; the pixels are decoded on first use, below.
+            image = Image.open(path, formats=FORMATS)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise _refusal(
+            "PHOTO_TOO_LARGE", path, f"has more than {MAX_PHOTO_PIXELS} pixels"
+        ) from error
+    except _DAMAGED as error:
+        raise _refusal("PHOTO_NOT_AN_IMAGE", path, "is not a PNG, JPEG or WebP image") from error
+    with image:
+        width, height = image.size
+        if width * height > MAX_PHOTO_PIXELS:
+            raise _refusal(
+                "PHOTO_TOO_LARGE",
+                path,
+                f"has {width}x{height} pixels; at most {MAX_PHOTO_PIXELS} are taken",
+            )
+        if min(width, height) < MIN_PHOTO_SIDE_PX:
+            raise _refusal(
+                "PHOTO_TOO_SMALL",
+                path,
+                f"has {width}x{height} pixels; its shorter side needs {MIN_PHOTO_SIDE_PX}",
+            )
+        try:
+            return _upright_rgb(image, keep_side_px)
+        except _DAMAGED as error:
+            raise _refusal("PHOTO_NOT_AN_IMAGE", path, "is damaged or cut off") from error
+
+
+def _upright_rgb(image: Image.Image, keep_side_px: int) -> Image.Image:
+    scale = max(1.0, min(image.size) / keep_side_px)
+    target = (round(image.width / scale), round(image.height / scale))
+    # For JPEG: let the decoder itself skip pixels that would be scaled away; no-op for others.
+    image.draft("RGB", target)
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        white = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(white, upright)
+    rgb = upright.convert("RGB")
+    scale = max(1.0, min(rgb.size) / keep_side_px)
+    if scale > 1.0:
+        size = (max(1, round(rgb.width / scale)), max(1, round(rgb.height / scale)))
+        rgb = rgb.resize(size, Image.Resampling.LANCZOS)
+    return rgb
+
+
+def load_photos(folder: Path, *, keep_side_px: int) -> list[Image.Image]:
+    """Checks and decodes all photos of a folder, in the order of their names.
+
+    Every regular file counts as a photo: a file that is none is an error, not passed over, so
+    that nobody wonders why a model has never seen a picture.
+
+    Args:
+        folder: The channel; sub-folders are searched too.
+        keep_side_px: See ``load_photo``.
+
+    Raises:
+        LimnerError: ``TOO_FEW_PHOTOS``, ``TOO_MANY_PHOTOS``, or what ``load_photo`` raises.
+    """
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+    if len(paths) < MIN_PHOTOS:
+        raise LimnerError(
+            "TOO_FEW_PHOTOS", f"There are {len(paths)} photos; at least {MIN_PHOTOS} are needed."
+        )
+    if len(paths) > MAX_PHOTOS:
+        raise LimnerError(
+            "TOO_MANY_PHOTOS", f"There are {len(paths)} photos; at most {MAX_PHOTOS} are taken."
+        )
+    return [load_photo(path, keep_side_px=keep_side_px) for path in paths]

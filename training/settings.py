@@ -1,0 +1,75 @@
+"""Every environment variable of the training container, in one place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from limner.contracts.errors import LimnerError
+from limner.contracts.keys import DEFAULT_MODEL_ID
+from limner.contracts.onboarding import ModelId, RequestId
+from limner.contracts.training import explain
+
+
+class Settings(BaseSettings):
+    """The environment of one training job.
+
+    Attributes:
+        base_dir: Root of the container's folders; SageMaker's own toolkits read the same
+            variable, so tests and laptops can put it elsewhere.
+        job_name: Set by SageMaker.
+        request_id: The wish that this job fulfils; from CreateTrainingJob's Environment.
+        model_id: Which of the user's models.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    base_dir: Path = Field(default=Path("/opt/ml"), validation_alias="SAGEMAKER_BASE_DIR")
+    job_name: str = Field(default="", validation_alias="TRAINING_JOB_NAME")
+    request_id: RequestId = Field(validation_alias="LIMNER_REQUEST_ID")
+    model_id: ModelId = Field(default=DEFAULT_MODEL_ID, validation_alias="LIMNER_MODEL_ID")
+
+    @property
+    def config_dir(self) -> Path:
+        """Where SageMaker puts hyperparameters.json and its siblings."""
+        return self.base_dir / "input" / "config"
+
+    @property
+    def data_dir(self) -> Path:
+        """Where SageMaker puts the channels, one folder each."""
+        return self.base_dir / "input" / "data"
+
+    @property
+    def model_dir(self) -> Path:
+        """What SageMaker packs into model.tar.gz."""
+        return self.base_dir / "model"
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """What SageMaker copies to S3 while the job runs."""
+        return self.base_dir / "checkpoints"
+
+
+def failure_file() -> Path:
+    """Where the reason of a failure goes; known even when the other settings are wrong."""
+    return Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml")) / "output" / "failure"
+
+
+def cpu_count() -> int:
+    """CPUs that this process may use (a container may get fewer than the machine has)."""
+    return len(os.sched_getaffinity(0))
+
+
+def read_settings() -> Settings:
+    """Reads the environment.
+
+    Raises:
+        LimnerError: ``INVALID_INPUT``, naming each wrong variable.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise LimnerError("INVALID_INPUT", f"Environment: {explain(error)}.") from error
