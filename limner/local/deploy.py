@@ -35,6 +35,8 @@ _LAMBDA_SOURCES: Final = ("lambdas", "limner/contracts", "limner/__init__.py", "
 # The time of every file in the archive: the same code must give the same bytes.
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 _POLL_S: Final = 0.1
+# CloudFormation repeats whole templates in its messages.
+_SHOWN_CHARACTERS: Final = 600
 
 
 def deploy_stack(
@@ -72,7 +74,9 @@ def deploy_stack(
     }
     wanted = json.loads(body).get("Parameters", {})
     parameters = {name: value for name, value in offered.items() if name in wanted}
-    found = _put_stack(_client(endpoint_url), stack, body, parameters, deadline)
+    # Above 51,200 bytes CloudFormation takes a template by its place in S3 only.
+    url = f"{endpoint_url}/{ASSETS_BUCKET}/{_upload_template(objects, body)}"
+    found = _put_stack(_client(endpoint_url), stack, url, parameters, deadline)
     outputs = {item["OutputKey"]: item["OutputValue"] for item in found.get("Outputs", [])}
     if {"BucketName", "BaseId"} <= outputs.keys():
         target = Location(outputs["BucketName"], keys.base_prefix(outputs["BaseId"]))
@@ -82,12 +86,18 @@ def deploy_stack(
 
 def upload_lambdas(objects: Objects, sources: Path) -> str:
     """Uploads the functions' code, unless the same code is there; returns its key."""
-    archive = zip_sources(sources)
-    key = f"lambda/{hashlib.sha256(archive).hexdigest()}.zip"
-    client = objects.client
-    client.create_bucket(Bucket=ASSETS_BUCKET)
+    objects.client.create_bucket(Bucket=ASSETS_BUCKET)
+    return _upload_asset(objects, zip_sources(sources), "lambda", "zip")
+
+
+def _upload_template(objects: Objects, body: str) -> str:
+    return _upload_asset(objects, body.encode(), "template", "json")
+
+
+def _upload_asset(objects: Objects, content: bytes, kind: str, suffix: str) -> str:
+    key = f"{kind}/{hashlib.sha256(content).hexdigest()}.{suffix}"
     if not any(objects.keys(Location(ASSETS_BUCKET, key))):
-        client.put_object(Bucket=ASSETS_BUCKET, Key=key, Body=archive)
+        objects.client.put_object(Bucket=ASSETS_BUCKET, Key=key, Body=content)
     return key
 
 
@@ -154,7 +164,7 @@ def _client(endpoint_url: str) -> CloudFormationClient:
 def _put_stack(
     client: CloudFormationClient,
     stack: str,
-    body: str,
+    url: str,
     parameters: dict[str, str],
     deadline: float,
 ) -> StackTypeDef:
@@ -167,7 +177,7 @@ def _put_stack(
     try:
         put(
             StackName=stack,
-            TemplateBody=body,
+            TemplateURL=url,
             Parameters=[
                 {"ParameterKey": name, "ParameterValue": value}
                 for name, value in parameters.items()
@@ -176,7 +186,7 @@ def _put_stack(
         )
     except ClientError as error:
         if "No updates are to be performed" not in str(error):
-            raise LimnerError("LAPTOP_START_FAILED", f"CloudFormation: {error}") from error
+            raise _failed(error) from error
     found = _wait(client, stack, deadline)
     if found is None or found["StackStatus"] not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
         raise LimnerError("LAPTOP_START_FAILED", f"Stack {stack}: {_reasons(client, stack)}")
@@ -189,8 +199,14 @@ def _find_stack(client: CloudFormationClient, stack: str) -> StackTypeDef | None
     except ClientError as error:
         if error.response["Error"]["Code"] == "ValidationError":
             return None
-        raise LimnerError("LAPTOP_START_FAILED", f"CloudFormation: {error}") from error
+        raise _failed(error) from error
     return None if found["StackStatus"] == "DELETE_COMPLETE" else found
+
+
+def _failed(error: ClientError) -> LimnerError:
+    text = str(error)
+    shown = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+    return LimnerError("LAPTOP_START_FAILED", f"CloudFormation: {shown}")
 
 
 def _wait(client: CloudFormationClient, stack: str, deadline: float) -> StackTypeDef | None:
