@@ -151,7 +151,8 @@ def derive_layout(
 
     Args:
         shapes: The layers that can be adapted.
-        target_modules: Names of layers, whole or their last parts (``to_q``), as peft reads them.
+        target_modules: Names of layers in the pipeline (``unet.mid_block….to_q``), whole or their
+            last parts (``to_q``), as peft reads them.
         rank: Rank of all matrices.
 
     Raises:
@@ -161,7 +162,7 @@ def derive_layout(
     met: set[str] = set()
     chosen: list[LayerShape] = []
     for shape in shapes:
-        parts = shape.name.split(".")
+        parts = f"unet.{shape.name}".split(".")
         hits = wanted.intersection(".".join(parts[i:]) for i in range(len(parts)))
         if hits:
             met |= hits

@@ -57,7 +57,7 @@ def write_artifact(
         tensors[f"unet.{name}.lora_A.weight"] = a.astype(np.float32)
         tensors[f"unet.{name}.lora_B.weight"] = b.astype(np.float32)
     config = TrainingConfig.model_validate({"seed": seed, "rank": rank, "target": target})
-    return write_members(folder, base, tensors, config, tuple(name for name, _ in layers))
+    return write_members(folder, base, tensors, config, tuple(f"unet.{name}" for name, _ in layers))
 
 
 def write_members(

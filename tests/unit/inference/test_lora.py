@@ -57,8 +57,10 @@ SHAPES = (
 
 def test_targets_may_be_whole_names_or_their_last_parts() -> None:
     short = derive_layout(SHAPES, ("conv", "to_q"), 2)
-    whole = derive_layout(SHAPES, ("down.0.proj.to_q", "down.0.to_q", "up.0.conv"), 2)
-    assert short.digest() == whole.digest()
+    names = ("down.0.proj.to_q", "down.0.to_q", "up.0.conv")
+    assert derive_layout(SHAPES, names, 2).digest() == short.digest()
+    in_pipeline = tuple(f"unet.{name}" for name in names)
+    assert derive_layout(SHAPES, in_pipeline, 2).digest() == short.digest()
     assert {item.name: item.shape for item in short} == {
         "unet.down.0.proj.to_q.lora_A.weight": (2, 6),
         "unet.down.0.proj.to_q.lora_B.weight": (4, 2),
@@ -69,7 +71,7 @@ def test_targets_may_be_whole_names_or_their_last_parts() -> None:
     }
 
 
-@pytest.mark.parametrize("targets", [(), ("to_z",), ("to_q", "to_z"), ("o_q",), ("",)])
+@pytest.mark.parametrize("targets", [(), ("to_z",), ("to_q", "to_z"), ("o_q",), ("unet",), ("",)])
 def test_a_target_that_names_no_layer_is_refused(targets: tuple[str, ...]) -> None:
     with pytest.raises(LimnerError) as refused:
         derive_layout(SHAPES, targets, 2)
