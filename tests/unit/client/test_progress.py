@@ -143,24 +143,7 @@ def test_progress_goes_without_a_job_that_cannot_be_seen(aws: World, code: str) 
 
 def test_follow_yields_changes_only_and_ends_with_the_request(aws: World) -> None:
     request = aws.limner.onboard("alice", photos())
-    seen = []
-    for progress in aws.limner.follow(request.request_id, poll_s=1):
-        seen.append(progress.request.status)
-        if len(aws.clock.sleeps) == 0:
-            # Two polls without a change follow, then the machine moves on.
-            sleep = aws.clock.sleep
-            moves = iter(
-                [
-                    lambda: None,
-                    lambda: None,
-                    lambda: aws.move(request, status="READY", version=1, already_ready=True),
-                ]
-            )
-
-            def turned(seconds: float) -> None:
-                sleep(seconds)
-                next(moves)()
-
-            object.__setattr__(aws.limner._clock, "sleep", turned)
+    aws.clock.after(3, lambda: aws.move(request, status="READY", already_ready=True))
+    seen = [progress.request.status for progress in aws.limner.follow(request.request_id, poll_s=1)]
     assert seen == ["QUEUED", "READY"]
     assert aws.clock.sleeps == [1, 1, 1]

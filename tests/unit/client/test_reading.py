@@ -99,21 +99,9 @@ def test_an_unknown_request(aws: World) -> None:
         assert caught.value.code == "REQUEST_NOT_FOUND"
 
 
-def on_sleep(aws: World, after_s: float, then: Any) -> None:
-    """Does something when the client's clock has passed so many seconds."""
-    sleep, until = aws.clock.sleep, aws.clock.seconds + after_s
-
-    def turned(seconds: float) -> None:
-        sleep(seconds)
-        if aws.clock.seconds >= until:
-            then()
-
-    object.__setattr__(aws.limner._clock, "sleep", turned)
-
-
 def test_wait_returns_the_ready_request(aws: World) -> None:
     request = aws.limner.onboard("alice", photos())
-    on_sleep(aws, 7, lambda: aws.move(request, status="READY", version=1, owner="arn"))
+    aws.clock.after(7, lambda: aws.move(request, status="READY", version=1, owner="arn"))
     ready = aws.limner.wait(request.request_id, poll_s=2)
     assert (ready.status, ready.version) == (RequestStatus.READY, 1)
     assert aws.clock.sleeps == [2] * 4
@@ -167,7 +155,7 @@ def test_wait_gives_the_rule_time_to_end_the_record(aws: World) -> None:
     request = aws.limner.onboard("alice", photos())
     aws.clients.stepfunctions.stop_execution(executionArn=aws.limner.execution_arn(request))
     failure = RequestFailure(code="EXECUTION_STOPPED", message="by the operator")
-    on_sleep(aws, 12, lambda: aws.move(request, status="CANCELLED", error=failure))
+    aws.clock.after(12, lambda: aws.move(request, status="CANCELLED", error=failure))
     with pytest.raises(LimnerError, match="by the operator"):
         aws.limner.wait(request.request_id, timeout_s=600, poll_s=1)
 

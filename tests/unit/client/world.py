@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -43,17 +43,24 @@ def photos(count: int = 3, first: int = 0) -> list[bytes]:
 
 @dataclass
 class FakeClock:
-    """Time that passes in sleep alone, and calls back at each sleep."""
+    """Time that passes in sleep alone, and does what is planned on its way."""
 
     seconds: float = 100.0
     sleeps: list[float] = field(default_factory=list)
+    plan: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
 
     def clock(self) -> Clock:
         return Clock(monotonic=lambda: self.seconds, sleep=self.sleep)
 
+    def after(self, seconds: float, then: Callable[[], object]) -> None:
+        self.plan.append((self.seconds + seconds, then))
+
     def sleep(self, seconds: float) -> None:
         self.sleeps.append(seconds)
         self.seconds += seconds
+        for due in [entry for entry in self.plan if entry[0] <= self.seconds]:
+            self.plan.remove(due)
+            due[1]()
 
 
 @dataclass
