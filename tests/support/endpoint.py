@@ -5,7 +5,7 @@ answers with the loaded manifest and what the platform sent; the request can ask
 ``{"status": 500}``, ``{"exit": true}``, ``{"sleep_s": 1}``, ``{"oom": true}`` (507 until a
 model has been unloaded). A manifest with ``"refuse": "text"`` does not load (400), one with
 ``"load_s": 2`` loads slowly. Prompts work as in the real container: the body may be a
-GenerateRequest, and the answer then is a GenerateResponse with one 1x1 PNG.
+GenerateRequest, and the answer then is a GenerateResponse with one PNG of two pixels.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import ClassVar
 
 
-def one_pixel_png() -> bytes:
+def two_pixel_png() -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         body = kind + data
         return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
-    header = struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(b"\x00\xff\x80\x00")
+    header = struct.pack(">IIBBBBB", 2, 1, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(b"\x00\xff\x80\x00\x00\x80\xff")
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     )
@@ -115,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
         manifest = self.models[self.name()]
         if "prompt" in body:
             image = {
-                "png_base64": base64.b64encode(one_pixel_png()).decode(),
+                "png_base64": base64.b64encode(two_pixel_png()).decode(),
                 "seed": body.get("seed", 0),
             }
             self.answer(

@@ -1,0 +1,346 @@
+"""The published machine, executed: every branch, every kind of trouble, and what each leaves."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from limner.contracts import keys
+from limner.contracts.errors import REGISTRY
+from limner.contracts.onboarding import OnboardingFailed, OnboardingReady
+from limner.local.trouble import Fault, FaultKind
+from tests.support.laptop import until
+from tests.support.onboarding import Stack
+
+TRAINED_PATH = [
+    "CheckModelStatus",
+    "IsModelReady",
+    "ClaimRequest",
+    "ReserveVersion",
+    "ReadReservation",
+    "IsReservationOurs",
+    "PlanTraining",
+    "RecordAttempt",
+    "FineTune",
+    "RecordModel",
+    "PublishArtifact",
+    "SmokeTest",
+    "ActivateModel",
+    "NotifyReady",
+    "Onboarded",
+]
+FAILED_END = ["RecordFailure", "NotifyFailure", "Failed"]
+
+
+def assert_failed(stack: Stack, wish: Any, execution: dict[str, Any], code: str) -> dict[str, Any]:
+    """A failure is in the record, in the notification and in the execution, in the same words."""
+    assert execution["status"] == "FAILED"
+    assert stack.states(execution)[-3:] == FAILED_END
+    assert execution["error"] == code
+    record = stack.request(wish)
+    assert record["status"] == "FAILED"
+    assert record["error"]["code"] == code
+    assert record["error"]["fix"] == REGISTRY[code].fix
+    (heard,) = stack.notifications(wish)
+    told = OnboardingFailed.model_validate(heard)
+    assert (told.code, told.message) == (code, record["error"]["message"])
+    model = stack.model(wish)
+    assert model is None or "active_request" not in model, "a failure frees the model"
+    error: dict[str, Any] = record["error"]
+    return error
+
+
+def assert_ready(stack: Stack, wish: Any, execution: dict[str, Any], version: int = 1) -> None:
+    """The version serves, and nothing is left of the way there."""
+    assert execution["status"] == "SUCCEEDED", execution.get("cause")
+    record = stack.request(wish)
+    assert record["status"] == "READY"
+    assert record["owner"] == execution["executionArn"]
+    model = stack.model(wish)
+    assert model is not None
+    assert model["live_version"] == version
+    assert model["target_model"] == keys.target_model(wish.user_id, "default", version)
+    assert "active_request" not in model
+    row = stack.model(wish, keys.version_row("default", version))
+    assert row is not None
+    assert (row["status"], row["request_id"]) == ("READY", wish.request_id)
+
+
+# -- The good ways --------------------------------------------------------------------------------
+
+
+def test_a_new_user_gets_a_model(stack: Stack) -> None:
+    wish = stack.wish()
+    execution = stack.onboard(wish)
+    assert_ready(stack, wish, execution)
+    assert stack.states(execution) == TRAINED_PATH
+    assert stack.jobs(wish) == [keys.job_name(wish.request_id, 1)]
+    assert stack.artifact_keys(wish) == [keys.artifact_key(wish.user_id, "default", 1)]
+    (heard,) = stack.notifications(wish)
+    told = OnboardingReady.model_validate(heard)
+    assert (told.request_id, told.version) == (wish.request_id, 1)
+
+
+def test_a_user_with_a_model_is_ready_at_once(stack: Stack) -> None:
+    first = stack.wish()
+    assert_ready(stack, first, stack.onboard(first))
+    second = stack.wish(user_id=first.user_id)
+    execution = stack.onboard(second)
+    assert execution["status"] == "SUCCEEDED"
+    assert stack.states(execution) == [
+        "CheckModelStatus",
+        "IsModelReady",
+        "RecordAlreadyReady",
+        "AlreadyReady",
+    ]
+    record = stack.request(second)
+    assert (record["status"], record["already_ready"], record["version"]) == ("READY", True, 1)
+    assert stack.jobs(second) == []
+
+
+def test_retraining_makes_the_next_version_and_leaves_the_old_artifact(stack: Stack) -> None:
+    first = stack.wish()
+    assert_ready(stack, first, stack.onboard(first))
+    second = stack.wish(user_id=first.user_id, retrain=True)
+    assert_ready(stack, second, stack.onboard(second), version=2)
+    assert stack.artifact_keys(first) == [
+        keys.artifact_key(first.user_id, "default", version) for version in (1, 2)
+    ]
+
+
+# -- CreateTrainingJob in trouble -----------------------------------------------------------------
+
+
+def test_throttled_calls_are_repeated_until_one_passes(stack: Stack) -> None:
+    stack.laptop.control.trouble(throttle_next=4)
+    wish = stack.wish()
+    execution = stack.onboard(wish)
+    assert_ready(stack, wish, execution)
+    assert stack.failed_tries(execution) == ["SageMaker.AmazonSageMakerException"] * 4
+    assert stack.jobs(wish) == [keys.job_name(wish.request_id, 1)], "the retries bought one job"
+
+
+def test_throttled_for_ever_ends_with_a_name(stack: Stack) -> None:
+    stack.laptop.control.clock(0)
+    stack.laptop.control.trouble(throttle_next="forever")
+    wish = stack.wish()
+    execution = stack.onboard(wish)
+    error = assert_failed(stack, wish, execution, "THROTTLED")
+    assert error["retryable"] is True
+    assert len(stack.failed_tries(execution)) == 31
+    assert stack.jobs(wish) == []
+
+
+def test_a_full_quota_has_a_patience_of_its_own(stack: Stack) -> None:
+    stack.laptop.control.clock(0)
+    stack.laptop.control.trouble(quota_full=True)
+    wish = stack.wish()
+    execution = stack.onboard(wish)
+    assert_failed(stack, wish, execution, "QUOTA_EXCEEDED")
+    tries = stack.failed_tries(execution)
+    assert set(tries) == {"SageMaker.ResourceLimitExceededException"}
+    assert len(tries) == 37
+
+
+def test_a_lost_reply_buys_one_job_which_is_adopted(stack: Stack) -> None:
+    stack.laptop.control.trouble(
+        faults=[Fault("sagemaker:CreateTrainingJob", kind=FaultKind.LOST_REPLY)]
+    )
+    wish = stack.wish(hyperparameters={"seconds": "0.5"})
+    execution = stack.onboard(wish)
+    assert_ready(stack, wish, execution)
+    assert "AwaitJob" in stack.states(execution)
+    assert stack.jobs(wish) == [keys.job_name(wish.request_id, 1)]
+
+
+def test_no_capacity_takes_a_new_attempt_with_a_new_job(stack: Stack) -> None:
+    stack.laptop.control.trouble(capacity_failures=1)
+    wish = stack.wish()
+    execution = stack.onboard(wish)
+    assert_ready(stack, wish, execution)
+    assert "NextAttempt" in stack.states(execution)
+    assert stack.jobs(wish) == [keys.job_name(wish.request_id, n) for n in (1, 2)]
+    assert stack.request(wish)["attempt"] == 2
+
+
+def test_no_capacity_for_ever_ends_with_a_name(stack: Stack) -> None:
+    stack.laptop.control.trouble(capacity_failures=-1)
+    wish = stack.wish()
+    assert_failed(stack, wish, stack.onboard(wish), "NO_CAPACITY")
+    assert len(stack.jobs(wish)) == 3
+
+
+# -- The job in trouble ---------------------------------------------------------------------------
+
+
+def test_a_failed_training_is_told_in_the_container_s_own_words(stack: Stack) -> None:
+    reason = "PHOTO_TOO_SMALL: 2.png is 8x8 pixels; a side needs 32. Fix: Replace the photo."
+    wish = stack.wish(hyperparameters={"behave": "fail", "reason": reason})
+    execution = stack.onboard(wish)
+    error = assert_failed(stack, wish, execution, "PHOTO_TOO_SMALL")
+    assert "2.png is 8x8 pixels" in error["message"]
+    assert stack.artifact_keys(wish) == []
+
+
+def test_a_crash_without_a_reason_is_a_failed_training(stack: Stack) -> None:
+    wish = stack.wish(hyperparameters={"behave": "crash"})
+    error = assert_failed(stack, wish, stack.onboard(wish), "TRAINING_FAILED")
+    assert "3" in error["message"], "the exit code is the only reason there is"
+
+
+def test_a_job_that_never_ends_meets_the_task_s_timeout_and_is_stopped(stack: Stack) -> None:
+    stack.laptop.control.clock(0.01, timeouts=0.0001)
+    wish = stack.wish(hyperparameters={"behave": "hang"})
+    execution = stack.onboard(wish)
+    stack.laptop.control.clock(0.01, timeouts=1.0)
+    assert_failed(stack, wish, execution, "DEADLINE_EXCEEDED")
+    (name,) = stack.jobs(wish)
+    job = until(
+        lambda: stack.laptop.sagemaker.describe_training_job(TrainingJobName=name),
+        lambda job: job["TrainingJobStatus"] in ("Stopped", "Completed", "Failed"),
+    )
+    assert job["TrainingJobStatus"] == "Stopped"
+
+
+# -- The execution in trouble ---------------------------------------------------------------------
+
+
+def test_a_stopped_execution_stops_its_job_and_ends_its_request(stack: Stack) -> None:
+    wish = stack.wish(hyperparameters={"behave": "hang"})
+    stack.put_request(wish)
+    arn = stack.start(wish)
+    name = keys.job_name(wish.request_id, 1)
+    until(lambda: stack.jobs(wish), lambda jobs: jobs == [name])
+    stack.laptop.states.stop_execution(executionArn=arn, error="EXECUTION_STOPPED", cause="enough")
+    assert stack.laptop.finish(arn)["status"] == "ABORTED"
+    record = until(lambda: stack.request(wish), lambda row: row["status"] == "CANCELLED")
+    assert record["error"]["code"] == "EXECUTION_STOPPED"
+    model = until(lambda: stack.model(wish), lambda row: "active_request" not in (row or {}))
+    assert model is not None
+    assert "live_version" not in model
+    until(
+        lambda: stack.laptop.sagemaker.describe_training_job(TrainingJobName=name),
+        lambda job: job["TrainingJobStatus"] == "Stopped",
+    )
+    (heard,) = stack.notifications(wish)
+    assert heard["code"] == "EXECUTION_STOPPED"
+    again = stack.wish(user_id=wish.user_id)
+    assert_ready(stack, again, stack.onboard(again), version=2)
+
+
+def test_a_broken_artifact_never_goes_live(stack: Stack) -> None:
+    stack.laptop.control.trouble(
+        faults=[
+            Fault(
+                "sagemaker:InvokeEndpoint",
+                code="ModelError",
+                message="Received client error (400) from model",
+                times=None,
+            )
+        ]
+    )
+    wish = stack.wish()
+    assert_failed(stack, wish, stack.onboard(wish), "SMOKE_TEST_FAILED")
+    model = stack.model(wish)
+    assert model is not None
+    assert "live_version" not in model
+
+
+# -- Twice ----------------------------------------------------------------------------------------
+
+
+def test_the_same_request_twice_is_one_execution_and_one_job(stack: Stack) -> None:
+    wish = stack.wish()
+    stack.put_request(wish)
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        arns = set(pool.map(lambda _: stack.start(wish), range(8)))
+    assert len(arns) == 1
+    assert_ready(stack, wish, stack.laptop.finish(arns.pop()))
+    assert stack.jobs(wish) == [keys.job_name(wish.request_id, 1)]
+
+
+def test_a_second_execution_of_a_request_leaves_the_owner_alone(stack: Stack) -> None:
+    wish = stack.wish(hyperparameters={"seconds": "1.5"})
+    stack.put_request(wish)
+    first = stack.start(wish)
+    until(lambda: stack.jobs(wish), lambda jobs: len(jobs) == 1)
+    second = stack.laptop.finish(stack.start(wish, name=f"{wish.request_id}-other"))
+    assert (second["status"], second["error"]) == ("FAILED", "REQUEST_ALREADY_CLAIMED")
+    assert stack.states(second)[-1] == "RequestNotClaimed"
+    assert_ready(stack, wish, stack.laptop.finish(first))
+    assert len(stack.jobs(wish)) == 1
+    assert {body["type"] for body in stack.notifications(wish)} == {"limner.onboarding.ready"}
+
+
+def test_two_requests_of_one_model_do_not_train_side_by_side(stack: Stack) -> None:
+    first = stack.wish(hyperparameters={"seconds": "1.5"})
+    stack.put_request(first)
+    running = stack.start(first)
+    until(lambda: stack.jobs(first), lambda jobs: len(jobs) == 1)
+    second = stack.wish(user_id=first.user_id)
+    execution = stack.onboard(second)
+    assert execution["error"] == "MODEL_BUSY"
+    assert stack.request(second)["error"]["retryable"] is True
+    assert stack.jobs(second) == []
+    assert_ready(stack, first, stack.laptop.finish(running))
+
+
+# -- Writes in trouble ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("operation", "matching"),
+    [
+        ("dynamodb:UpdateItem", "attempt"),  # ClaimRequest
+        ("dynamodb:UpdateItem", "last_version"),  # ReserveVersion
+        ("dynamodb:TransactWriteItems", "artifact_key"),  # RecordModel
+        ("dynamodb:TransactWriteItems", "live_version"),  # ActivateModel
+        ("s3:CopyObject", ""),  # PublishArtifact
+    ],
+)
+def test_a_write_whose_reply_was_lost_is_recognised(
+    stack: Stack, operation: str, matching: str
+) -> None:
+    wish = stack.wish()
+    stack.laptop.control.trouble(
+        faults=[Fault(operation, kind=FaultKind.LOST_REPLY, matching=matching)]
+    )
+    execution = stack.onboard(wish)
+    assert stack.laptop.control.trouble_left().get(operation, 0) == 0, "the fault has struck"
+    assert_ready(stack, wish, execution)
+    model = stack.model(wish)
+    assert model is not None
+    assert model["last_version"] == 1
+
+
+def test_a_lost_condition_fails_without_touching_the_winner(stack: Stack) -> None:
+    """Somebody else takes the request while its job trains: the old owner must not win."""
+    wish = stack.wish(hyperparameters={"seconds": "1.5"})
+    stack.put_request(wish)
+    arn = stack.start(wish)
+    until(lambda: stack.jobs(wish), lambda jobs: len(jobs) == 1)
+    stack.table("RequestsTableName").update_item(
+        Key={"request_id": wish.request_id},
+        UpdateExpression="SET #o = :new",
+        ExpressionAttributeNames={"#o": "owner"},
+        ExpressionAttributeValues={":new": "arn:aws:states:::execution:somebody-else"},
+    )
+    execution = stack.laptop.finish(arn)
+    assert execution["status"] == "FAILED"
+    record = stack.request(wish)
+    assert record["owner"] == "arn:aws:states:::execution:somebody-else"
+    assert record["status"] == "TRAINING"
+    assert stack.artifact_keys(wish) == []
+
+
+def test_the_history_holds_no_photo_and_no_prompt(stack: Stack) -> None:
+    canary = "canary-5f1d"
+    wish = stack.wish(hyperparameters={"preview_prompts": json.dumps([f"a photo of {canary}"])})
+    execution = stack.onboard(wish)
+    assert_ready(stack, wish, execution)
+    (heard,) = stack.notifications(wish)
+    assert canary not in json.dumps(heard)
+    assert canary not in json.dumps(stack.request(wish), default=str)
