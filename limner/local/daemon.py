@@ -24,6 +24,7 @@ from typing import Any
 
 from limner.contracts.errors import LimnerError
 from limner.local import seams
+from limner.local.guard import guarded
 from limner.local.layout import Layout
 from limner.local.seams import Module
 from limner.local.settings import HOST, DaemonSettings
@@ -86,11 +87,10 @@ class Daemon:
         self.settings = settings
         self._app = app
         self._engine: Module = stepfunctions
-        self._closing = threading.Event()
         clock, trouble, images = Clock(settings.clock_scale), Trouble(), Images()
         objects = Objects(settings.endpoint_url)
         records = Store(settings.layout.sagemaker / "training-jobs")
-        jobs = TrainingJobs(
+        self._jobs = jobs = TrainingJobs(
             Platform(
                 settings=settings,
                 store=records,
@@ -99,7 +99,7 @@ class Daemon:
                 trouble=trouble,
                 clock=clock,
                 slots=threading.Semaphore(settings.jobs_at_once),
-                closing=self._closing,
+                closing=threading.Event(),
                 announce=events.announcer(eventbridge),
             )
         )
@@ -134,11 +134,11 @@ class Daemon:
             await stop.wait()
             await asyncio.to_thread(self.close)
 
-        await serve(self._app.app, config, shutdown_trigger=stopped)
+        await serve(guarded(self._app.app), config, shutdown_trigger=stopped)
 
     def close(self) -> None:
-        """Ends all containers; records of jobs stay as they are, for the next start to fail."""
-        self._closing.set()
+        """Ends all containers."""
+        self._jobs.close()
         self._endpoints.close()
 
     def _announce_interrupted(self) -> None:

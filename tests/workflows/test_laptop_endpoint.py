@@ -32,7 +32,7 @@ def archive(members: dict[str, bytes]) -> bytes:
 
 
 def artifact(**manifest: Any) -> bytes:
-    content = {name: b"x" for name in MEMBERS}
+    content = dict.fromkeys(MEMBERS, b"x")
     content["manifest.json"] = json.dumps(manifest).encode()
     return archive(content)
 

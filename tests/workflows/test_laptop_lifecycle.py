@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -72,7 +74,7 @@ def listening_addresses(pid: int) -> set[str]:
     sockets = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            sockets.add(os.readlink(entry))
+            sockets.add(str(entry.readlink()))
         except FileNotFoundError:
             continue  # closed meanwhile
     found = set()
@@ -86,6 +88,24 @@ def listening_addresses(pid: int) -> set[str]:
 
 def test_it_listens_on_loopback_only(laptop: TestLaptop) -> None:
     assert listening_addresses(laptop.laptop.pid) == {"0100007F"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Origin": "http://localhost:8000"}, 200),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "evil.example"}, 403),
+    ],
+)
+def test_web_pages_are_kept_out(laptop: TestLaptop, headers: dict[str, str], status: int) -> None:
+    address = urlsplit(laptop.laptop.endpoint_url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=10)
+    connection.request("POST", "/", "{}", {"X-Amz-Target": "LimnerLocal.Health", **headers})
+    assert connection.getresponse().status == status
+    connection.close()
 
 
 def test_the_aws_cli_works(laptop: TestLaptop) -> None:
@@ -134,8 +154,9 @@ def test_state_survives_a_restart_and_what_ran_fails_honestly(tmp_path: Path) ->
     finally:
         began = time.monotonic()
         assert local.stop(tmp_path)
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 25
     assert not Path(f"/proc/{pid}").exists()
+    assert not processes_with(str(tmp_path))
     assert local.running(tmp_path) is None
 
     after = started(tmp_path)
@@ -165,6 +186,18 @@ def test_state_survives_a_restart_and_what_ran_fails_honestly(tmp_path: Path) ->
         assert [rule["Name"] for rule in after.client("events").list_rules()["Rules"]] == [events]
     finally:
         local.stop(tmp_path)
+
+
+def processes_with(text: str) -> list[str]:
+    """Command lines of the processes whose environment contains a text."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if text in (process / "environ").read_text(errors="replace"):
+                found.append((process / "cmdline").read_text())
+        except OSError:
+            continue  # it has ended meanwhile
+    return found
 
 
 def job_log(laptop: TestLaptop, name: str) -> str:

@@ -17,6 +17,7 @@ from limner.local.sagemaker.records import is_over, new_record, transition
 from limner.local.sagemaker.store import Record
 
 _CHECKPOINTS = "/opt/ml/checkpoints"
+_CLOSE_WITHIN_S = 5
 _SUMMARY = (
     "TrainingJobName",
     "TrainingJobArn",
@@ -128,6 +129,12 @@ class TrainingJobs:
         """Waits for the end of a job; returns whether it has ended."""
         run = self._runs.get(name)
         return run is None or run.done.wait(timeout_s)
+
+    def close(self) -> None:
+        """Kills what runs; the records stay as they are, for the next start to fail them."""
+        self._platform.closing.set()
+        for run in list(self._runs.values()):
+            run.join(_CLOSE_WITHIN_S)
 
     def _check_quota(self, resources: dict[str, Any]) -> None:
         quota = self._platform.trouble.instance_quota

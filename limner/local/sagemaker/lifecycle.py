@@ -97,7 +97,12 @@ class JobRun:
 
     def start(self) -> None:
         """Begins the job's life in the background."""
-        threading.Thread(target=self._live, name=f"job-{self.name}", daemon=True).start()
+        self._thread = threading.Thread(target=self._live, name=f"job-{self.name}", daemon=True)
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> None:
+        """Waits until the job's process is gone, after ``platform.closing`` was set."""
+        self._thread.join(timeout_s)
 
     @property
     def folder(self) -> Path:
