@@ -480,11 +480,11 @@ def test_sigterm_lets_a_running_request_end(base: Path, tmp_path: Path) -> None:
     write_artifact(server.models / "alpha" / "model", base)
     server.load("alpha")
     with ThreadPoolExecutor(1) as pool:
-        drawing = pool.submit(server.invoke, "alpha", steps=100, images=4)
+        drawing = pool.submit(server.invoke, "alpha", steps=80, images=2)
         wait_until_drawing(server)
         assert not drawing.done()
         server.process.send_signal(signal.SIGTERM)
-        assert len(images(drawing.result())) == 4
+        assert len(images(drawing.result())) == 2
     assert server.process.wait(timeout=30) == 0
     server.http.close()
     assert server.lines()[-1]["event"] == "stopped"
