@@ -54,35 +54,44 @@ def load_photo(path: Path, *, keep_side_px: int) -> Image.Image:
         raise _refusal(
             "PHOTO_TOO_LARGE", path, f"has {size_bytes} bytes; at most {MAX_PHOTO_BYTES} are taken"
         )
+    with warnings.catch_warnings():
+        # Pillow grumbles about oddities that it can live with, such as damaged EXIF data; it only
+        # warns of a bomb up to twice its limit, which is an error for us.
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with _opened(path) as image:
+            _check_size(path, *image.size)
+            try:
+                return _upright_rgb(image, keep_side_px)
+            except _DAMAGED as error:
+                raise _refusal("PHOTO_NOT_AN_IMAGE", path, "is damaged or cut off") from error
+
+
+def _opened(path: Path) -> Image.Image:
+    """Reads the header alone; the pixels are decoded on first use."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # Reads the header alone; the pixels are decoded on first use, below.
-            image = Image.open(path, formats=FORMATS)
+        return Image.open(path, formats=FORMATS)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise _refusal(
-            "PHOTO_TOO_LARGE", path, f"has more than {MAX_PHOTO_PIXELS} pixels"
+            "PHOTO_TOO_LARGE", path, f"has more pixels than the {MAX_PHOTO_PIXELS} that are taken"
         ) from error
     except _DAMAGED as error:
         raise _refusal("PHOTO_NOT_AN_IMAGE", path, "is not a PNG, JPEG or WebP image") from error
-    with image:
-        width, height = image.size
-        if width * height > MAX_PHOTO_PIXELS:
-            raise _refusal(
-                "PHOTO_TOO_LARGE",
-                path,
-                f"has {width}x{height} pixels; at most {MAX_PHOTO_PIXELS} are taken",
-            )
-        if min(width, height) < MIN_PHOTO_SIDE_PX:
-            raise _refusal(
-                "PHOTO_TOO_SMALL",
-                path,
-                f"has {width}x{height} pixels; its shorter side needs {MIN_PHOTO_SIDE_PX}",
-            )
-        try:
-            return _upright_rgb(image, keep_side_px)
-        except _DAMAGED as error:
-            raise _refusal("PHOTO_NOT_AN_IMAGE", path, "is damaged or cut off") from error
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PHOTO_PIXELS:
+        raise _refusal(
+            "PHOTO_TOO_LARGE",
+            path,
+            f"has {width}x{height} pixels; at most {MAX_PHOTO_PIXELS} are taken",
+        )
+    if min(width, height) < MIN_PHOTO_SIDE_PX:
+        raise _refusal(
+            "PHOTO_TOO_SMALL",
+            path,
+            f"has {width}x{height} pixels; its shorter side needs {MIN_PHOTO_SIDE_PX}",
+        )
 
 
 def _upright_rgb(image: Image.Image, keep_side_px: int) -> Image.Image:

@@ -238,11 +238,13 @@ def sample_batch(
         scheduler.config.num_train_timesteps, (batch_size,), generator=draw
     ).to(device)  # [b]
     noisy = scheduler.add_noise(clean, noise, timesteps)
-    wanted = {
-        "epsilon": lambda: noise,
-        "v_prediction": lambda: scheduler.get_velocity(clean, noise, timesteps),
-        "sample": lambda: clean,
-    }[scheduler.config.prediction_type]()
+    match scheduler.config.prediction_type:  # load_base has refused all others
+        case "epsilon":
+            wanted = noise
+        case "v_prediction":
+            wanted = scheduler.get_velocity(clean, noise, timesteps)
+        case _:
+            wanted = clean
     return noisy, timesteps, wanted
 
 

@@ -88,8 +88,19 @@ def test_settings_come_from_the_environment(
     )
 
 
-def test_a_wrong_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIMNER_REQUEST_ID", "../../etc")
-    with pytest.raises(LimnerError, match="Environment: .*LIMNER_REQUEST_ID") as caught:
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("../../etc", r"request id '\.\./\.\./etc' must match"),
+        (None, "LIMNER_REQUEST_ID: Field req"),
+    ],
+)
+def test_a_wrong_environment_is_named(
+    monkeypatch: pytest.MonkeyPatch, value: str | None, words: str
+) -> None:
+    monkeypatch.delenv("LIMNER_REQUEST_ID", raising=False)
+    if value is not None:
+        monkeypatch.setenv("LIMNER_REQUEST_ID", value)
+    with pytest.raises(LimnerError, match=words) as caught:
         read_settings()
     assert caught.value.code == "INVALID_INPUT"
