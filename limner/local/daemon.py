@@ -134,7 +134,9 @@ class Daemon:
             await stop.wait()
             await asyncio.to_thread(self.close)
 
-        await serve(guarded(self._app.app), config, shutdown_trigger=stopped)
+        # hypercorn's type lists every message that there is; ours says what ASGI says.
+        application: Any = guarded(self._app.app)
+        await serve(application, config, shutdown_trigger=stopped)
 
     def close(self) -> None:
         """Ends all containers."""

@@ -135,6 +135,21 @@ def test_many_models_in_turn_all_answer(endpoint: Endpoint) -> None:
         assert endpoint.invoke(target)["manifest"]["user"] == f"user{index % 6}"
 
 
+def test_a_newcomer_waits_until_somebody_is_idle(endpoint: Endpoint) -> None:
+    targets = [endpoint.model(f"user{i}") for i in range(6)]
+    answers: list[str] = []
+
+    def call(target: str) -> None:
+        answers.append(endpoint.invoke(target, sleep_s=0.2)["manifest"]["user"])
+
+    threads = [threading.Thread(target=call, args=(target,)) for target in targets]  # room for two
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [f"user{i}" for i in range(6)]
+
+
 def test_507_at_an_invocation_unloads_others_and_tries_again(endpoint: Endpoint) -> None:
     alice, bob = endpoint.model("alice"), endpoint.model("bob")
     endpoint.invoke(alice)

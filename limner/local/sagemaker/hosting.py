@@ -79,6 +79,16 @@ class InferenceContainer:
         """Grows with each start; what was loaded in an earlier one is gone."""
         return self._generation
 
+    def is_running(self) -> bool:
+        """Whether there is a process; it may still be starting."""
+        return self._process is not None and self._process.poll() is None
+
+    def wait_for_end(self, timeout_s: float) -> None:
+        """Waits for a process whose connection has broken: it is dying, or lives on."""
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout_s)
+
     def ensure_running(self) -> None:
         """Starts the process if it does not run, and waits until /ping answers 200.
 
@@ -86,7 +96,7 @@ class InferenceContainer:
             ContainerDownError: If it ends before, or does not answer in time.
         """
         with self._starting:
-            if self._alive():
+            if self.is_running():
                 return
             self._generation += 1
             self._port = _free_port()
@@ -140,13 +150,10 @@ class InferenceContainer:
                 process.wait(grace_s)
             _kill_group(process)
 
-    def _alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
     def _wait_for_ping(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
-            if not self._alive():
+            if not self.is_running():
                 raise ContainerDownError(f"the container ended at its start; see {self._log}")
             try:
                 if self.request("GET", "/ping", timeout_s=PING_TIMEOUT_S).status == 200:

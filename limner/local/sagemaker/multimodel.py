@@ -43,6 +43,7 @@ ANSWER_WITHIN_S = 60
 _MAX_TARGET_CHARACTERS = 1024
 # An invocation tries again after a reload or an eviction, but not for ever.
 _ATTEMPTS = 4
+_DYING_S = 1.0
 
 
 @dataclass
@@ -54,6 +55,7 @@ class _Model:
     loading: Future[None] | None = None
     generation: int = 0
     in_use: int = 0
+    wants_room: bool = False
     used_at: float = field(default_factory=time.monotonic)
 
 
@@ -101,7 +103,8 @@ class MultiModelInstance:
         self._container = container
         self._root = models_root
         self._answer_within_s = answer_within_s
-        self._lock = threading.Lock()
+        # Notified when a model becomes idle.
+        self._lock = threading.Condition()
         self._models: dict[str, _Model] = {}
         shutil.rmtree(models_root, ignore_errors=True)
         models_root.mkdir(parents=True)
@@ -128,7 +131,7 @@ class MultiModelInstance:
                 reply = self._invoke(model, body, headers)
             if reply.status == 404:
                 self._forget(model)
-            elif reply.status != 507 or not self._evict(keep=model):
+            elif reply.status != 507 or not self._make_room(model, deadline):
                 break
         if reply.status >= 400:
             raise self._model_error(reply)
@@ -138,6 +141,8 @@ class MultiModelInstance:
         try:
             return self._container.request("POST", f"/models/{model.name}/invoke", body, headers)
         except ContainerDownError as error:
+            # The next call must find it dead, not dying.
+            self._container.wait_for_end(_DYING_S)
             raise self._broken(str(error)) from error
         except TimeoutError as error:
             raise self._broken("the container did not answer within 60 s") from error
@@ -145,10 +150,6 @@ class MultiModelInstance:
     @contextmanager
     def _loaded(self, target: str, deadline: float) -> Iterator[_Model]:
         """Gives a model that is loaded and stays so for the block."""
-        try:
-            self._container.ensure_running()
-        except ContainerDownError as error:
-            raise ServiceError("InternalFailure", str(error), 500) from error
         model, loading = self._claim(target)
         try:
             try:
@@ -164,28 +165,38 @@ class MultiModelInstance:
             with self._lock:
                 model.in_use -= 1
                 model.used_at = time.monotonic()
+                self._lock.notify_all()
 
     def _claim(self, target: str) -> tuple[_Model, Future[None]]:
         """Counts the caller in, and begins to load the model unless that has begun already."""
-        generation = self._container.generation
         with self._lock:
             model = self._models.get(target)
             if model is None:
                 digest = hashlib.sha256(f"{self._endpoint}\n{target}".encode()).hexdigest()
                 model = self._models[target] = _Model(target, digest[:32])
             loading = model.loading
-            stale = loading is None or model.generation != generation
-            if loading is None or stale or (loading.done() and loading.exception() is not None):
+            if loading is None or (loading.done() and not self._is_loaded(model)):
                 loading = model.loading = Future()
-                model.generation = generation
                 threading.Thread(
                     target=self._load, args=(model, loading), name="model-load", daemon=True
                 ).start()
             model.in_use += 1
             return model, loading
 
+    def _is_loaded(self, model: _Model) -> bool:
+        """Whether the model was loaded into the process that runs now."""
+        return (
+            model.loading is not None
+            and model.loading.done()
+            and model.loading.exception() is None
+            and model.generation == self._container.generation
+            and self._container.is_running()
+        )
+
     def _load(self, model: _Model, loading: Future[None]) -> None:
         try:
+            self._container.ensure_running()
+            model.generation = self._container.generation
             folder = self._root / model.name / "model"
             if not folder.exists():
                 self._download(model.target, folder)
@@ -193,12 +204,18 @@ class MultiModelInstance:
             loading.set_result(None)
         except ServiceError as error:
             loading.set_exception(error)
+        except ContainerDownError as error:
+            loading.set_exception(ServiceError("InternalFailure", str(error), 500))
         except Exception as error:  # noqa: BLE001  # the end of a thread; its caller must hear of it
             loading.set_exception(ServiceError("InternalFailure", repr(error), 500))
+        finally:
+            with self._lock:
+                self._lock.notify_all()
 
     def _load_into_container(self, model: _Model, folder: Path) -> None:
         body = json.dumps({"model_name": model.name, "url": str(folder)}).encode()
         headers = {"Content-Type": "application/json", TARGET_HEADER: model.target}
+        deadline = time.monotonic() + LOAD_TIMEOUT_S
         while True:
             try:
                 reply = self._container.request("POST", "/models", body, headers, LOAD_TIMEOUT_S)
@@ -206,7 +223,7 @@ class MultiModelInstance:
                 raise self._broken(str(error)) from error
             if reply.status in (200, 409):
                 return
-            if reply.status != 507 or not self._evict(keep=model):
+            if reply.status != 507 or not self._make_room(model, deadline):
                 raise self._model_error(reply)
 
     def _download(self, target: str, folder: Path) -> None:
@@ -229,26 +246,18 @@ class MultiModelInstance:
                 Reply(error.spec.http_status, "application/json", body)
             ) from error
 
-    def _evict(self, keep: _Model) -> bool:
+    def _make_room(self, newcomer: _Model, deadline: float) -> bool:
         """Unloads the model that was least recently used and serves nobody now.
 
+        Waits for one to become idle if all serve.
+
         Returns:
-            False, if there is none.
+            False, if there is no other model, or none became idle by the deadline.
         """
         with self._lock:
-            idle = [
-                model
-                for model in self._models.values()
-                if model is not keep
-                and model.in_use == 0
-                and model.generation == self._container.generation
-                and model.loading is not None
-                and model.loading.done()
-                and model.loading.exception() is None
-            ]
-            if not idle:
+            victim = self._wait_for_victim(newcomer, deadline)
+            if victim is None:
                 return False
-            victim = min(idle, key=lambda model: model.used_at)
             # Who calls it from now on loads it again.
             victim.loading = None
         try:
@@ -258,6 +267,30 @@ class MultiModelInstance:
         except (ContainerDownError, TimeoutError) as error:
             raise self._broken(str(error)) from error
         return True
+
+    def _wait_for_victim(self, newcomer: _Model, deadline: float) -> _Model | None:
+        """The idle model to unload; called with the lock held."""
+        newcomer.wants_room = True
+        self._lock.notify_all()
+        try:
+            while True:
+                others = [model for model in self._models.values() if model is not newcomer]
+                idle = [m for m in others if m.in_use == 0 and self._is_loaded(m)]
+                if idle:
+                    return min(idle, key=lambda model: model.used_at)
+                # Memory is held by those who serve or load, not by those who want room as well.
+                holders = [
+                    m
+                    for m in others
+                    if self._is_loaded(m)
+                    or (m.loading is not None and not m.loading.done() and not m.wants_room)
+                ]
+                left = deadline - time.monotonic()
+                if not holders or left <= 0:
+                    return None
+                self._lock.wait(left)
+        finally:
+            newcomer.wants_room = False
 
     def _forget(self, model: _Model) -> None:
         """The container does not know the model although we do."""
