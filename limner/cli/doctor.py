@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _PYTHON: Final = (3, 11)
 _MIN_FREE_BYTES: Final = 2_000_000_000
+_ENDPOINT_SOON: Final = frozenset({"Creating", "Updating", "SystemUpdating", "RollingBack"})
 # The modules of each extra of pyproject.toml; "local" is what running on a laptop takes.
 _EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "local": (
@@ -151,8 +152,9 @@ def _endpoint(limner: Limner) -> Check:
     detail = f"{name} is {status}"
     if status == "InService":
         return Check("endpoint", Verdict.OK, detail)
-    fix = "Wait until it is InService; if it is Failed, look at its log and deploy again."
-    return Check("endpoint", Verdict.FAILED, detail, fix)
+    if status in _ENDPOINT_SOON:
+        return Check("endpoint", Verdict.WARNING, detail, "Wait until it is InService.")
+    return Check("endpoint", Verdict.FAILED, detail, "Look at its log, and deploy again.")
 
 
 def _base(limner: Limner) -> Check:

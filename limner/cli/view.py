@@ -28,6 +28,7 @@ class ProgressView:
         self._live: Live | None = None
         self._progress: Progress | None = None
         self._lines: list[str] = []
+        self._spinner = Spinner("dots")
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -63,11 +64,11 @@ class ProgressView:
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 2))
         if self._progress is None:
-            table.add_row(Spinner("dots"), "Uploaded; waiting for the execution")
+            table.add_row(self._spinner, "Uploaded; waiting for the execution")
             return table
         moment = datetime.now(UTC)
         for visit in self._progress.states:
-            mark = Spinner("dots") if visit.left_at is None else Text(*_mark(visit))
+            mark = self._spinner if visit.left_at is None else Text(*_mark(visit))
             took = Text(seconds(visit.seconds(moment)), justify="right")
             words = note_of(visit, self._progress.job)
             table.add_row(mark, visit.name, took, Text(words, style="dim"))

@@ -450,7 +450,7 @@ class Limner:
     def _progress(self, request: Request) -> Progress:
         with translated():
             states = progress.read_visits(self.clients.stepfunctions, self.execution_arn(request))
-            job = progress.read_job(self.clients.sagemaker, request, states)
+            job = progress.read_job(self.clients.sagemaker, request)
         return Progress(request, states, job)
 
     def _servable(self, user_id: str, model_id: str, version: int | None) -> int:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from botocore.exceptions import ClientError
 
-from limner.client.errors import code_of, translate
-from limner.contracts import keys
+from limner.client.errors import code_of
 from limner.registry import Request
 
 if TYPE_CHECKING:
@@ -21,8 +20,6 @@ _ENTERED: Final = "StateEntered"
 _EXITED: Final = "StateExited"
 _FAILURES: Final = ("Failed", "TimedOut")
 _SUCCESSES: Final = "Succeeded"
-# The state that counts up the attempt, which is a part of the job's name.
-_NEXT_ATTEMPT: Final = "NextAttempt"
 _HISTORY_PAGE: Final = 1_000
 # What DescribeTrainingJob answers where there is no such job, or where we may not know.
 _NO_JOB: Final = frozenset({"ValidationException", "ResourceNotFound", "AccessDeniedException"})
@@ -129,37 +126,30 @@ def visits_of(events: Iterable[Mapping[str, Any]]) -> tuple[StateVisit, ...]:
     return tuple(visits)
 
 
-def read_job(
-    sagemaker: SageMakerClient, request: Request, states: tuple[StateVisit, ...]
-) -> JobProgress | None:
+def read_job(sagemaker: SageMakerClient, request: Request) -> JobProgress | None:
     """The training job of a request's present attempt; None if there is none (yet).
 
     Args:
         sagemaker: A client of SageMaker. Without permission to describe jobs there is no answer,
             and progress goes without.
-        request: The request.
-        states: The visits so far; they tell the attempt.
+        request: The request; the machine writes the job's name before it creates the job.
 
     Raises:
-        LimnerError: As translated.
+        ClientError: As AWS gives it.
     """
-    if request.already_ready or request.owner is None:
-        return None
-    attempt = request.attempt
     if request.job_name is None:
-        attempt += sum(visit.name == _NEXT_ATTEMPT for visit in states)
-    name = request.job_name or keys.job_name(request.request_id, attempt)
+        return None
     try:
-        job = sagemaker.describe_training_job(TrainingJobName=name)
+        job = sagemaker.describe_training_job(TrainingJobName=request.job_name)
     except ClientError as error:
         if code_of(error) in _NO_JOB:
             return None
-        raise translate(error) from error
+        raise
     metrics = {m.get("MetricName"): m.get("Value") for m in job.get("FinalMetricDataList", [])}
     step = metrics.get("train:step")
     steps = job.get("HyperParameters", {}).get("steps", "")
     return JobProgress(
-        name=name,
+        name=request.job_name,
         status=job["TrainingJobStatus"],
         secondary_status=job.get("SecondaryStatus", ""),
         step=None if step is None else int(step),

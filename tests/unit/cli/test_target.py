@@ -201,6 +201,16 @@ def test_doctor_finds_an_endpoint_that_is_not_in_service_and_no_base(
     assert "2 of 7 checks failed." in result.stdout
 
 
+def test_doctor_only_warns_of_an_endpoint_that_comes_up(
+    aws: World, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aws.clients.s3.put_object(Bucket="limner-test", Key="base/tiny-1/model_index.json", Body=b"{}")
+    with healthy(aws, monkeypatch, status="Creating"):
+        result = shell("doctor")
+    assert result.exit_code == 0
+    assert "warning  endpoint     limner-test is Creating" in result.stdout
+
+
 def test_doctor_of_extras_disk_and_python(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_spec", lambda module: None if module == "torch" else module)
     local_extra, cdk = doctor.check_extras(Where.AWS)

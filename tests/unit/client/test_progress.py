@@ -112,7 +112,9 @@ def metric(name: str, value: float) -> dict[str, Any]:
 
 
 def test_progress_reads_step_and_loss_of_the_job(aws: World) -> None:
-    aws.put_request(request_id="r1", user_id="alice", status="TRAINING", owner=OWNER, attempt=2)
+    aws.put_request(
+        request_id="r1", user_id="alice", status="TRAINING", owner=OWNER, job_name="limner-r1-2"
+    )
     answer = job(
         "limner-r1-2",
         HyperParameters={"steps": "300"},
@@ -135,7 +137,7 @@ OWNER = "arn:aws:states:us-east-1:123456789012:execution:onboard:r1-1"
 
 @pytest.mark.parametrize("code", ["ValidationException", "AccessDeniedException"])
 def test_progress_goes_without_a_job_that_cannot_be_seen(aws: World, code: str) -> None:
-    aws.put_request(request_id="r1", user_id="alice", status="TRAINING", owner=OWNER)
+    aws.put_request(request_id="r1", user_id="alice", status="TRAINING", owner=OWNER, job_name="j")
     with Stubber(aws.clients.sagemaker) as stub:
         stub.add_client_error("describe_training_job", code)
         assert aws.limner.progress("r1").job is None
