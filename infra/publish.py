@@ -47,15 +47,18 @@ class Synthesis:
     machine: dict[str, Any]
 
 
-def synthesize(settings: StageSettings) -> Synthesis:
-    """Synthesizes a stage in a temporary folder.
+def synthesize(settings: StageSettings, outdir: Path) -> Synthesis:
+    """Synthesizes a stage.
+
+    Args:
+        settings: The stage.
+        outdir: Where CDK writes its cloud assembly.
 
     Raises:
         LimnerError: ``INTERNAL``, if the machine refers to something without a placeholder.
     """
-    with tempfile.TemporaryDirectory() as outdir:
-        app, stack = build(settings, Path(outdir))
-        template: dict[str, Any] = app.synth().get_stack_by_name(stack.stack_name).template
+    app, stack = build(settings, outdir)
+    template: dict[str, Any] = app.synth().get_stack_by_name(stack.stack_name).template
     return Synthesis(template, _machine(stack, template))
 
 
@@ -66,7 +69,8 @@ def render(document: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Writes the published files."""
-    made = synthesize(laptop())
+    with tempfile.TemporaryDirectory() as outdir:
+        made = synthesize(laptop(), Path(outdir))
     for path, document in (
         (asl.path(onboard.NAME), made.machine),
         (TEMPLATE, made.template),
