@@ -52,7 +52,7 @@ class Manifest(BaseModel):
         rank: Rank of the LoRA matrices.
         token: The word that stands for the subject.
         subject_phrase: Token and kind; what ``{token}`` is replaced by.
-        target_modules: Names of the adapted layers, sorted.
+        target_modules: Names of the adapted layers as ``unet.<layer>``, sorted.
         layout_sha256: Hash of the packed layout.
         config_sha256: Hash of the training config.
         adapter_sha256: Hash of ``adapter.safetensors``.
