@@ -41,8 +41,8 @@ def main() -> int:
     # reference, StopTrainingJob).
     signal.signal(signal.SIGTERM, _stop)
     try:
-        # Imported here because torch and diffusers take seconds to import: a SIGTERM or a broken
-        # installation in that time shall end in output/failure too.
+        # Imported here, so that a broken installation or a SIGTERM in the meantime ends in
+        # output/failure too.
         from training.program import train
 
         train(read_settings())

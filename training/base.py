@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -74,7 +73,6 @@ def load_base(folder: Path, device: torch.device) -> Base:
         AttributeError,
         RuntimeError,
         ImportError,
-        json.JSONDecodeError,
         SafetensorError,
     ) as error:
         # What from_pretrained raises for a missing file, a broken config, or tensors that do not

@@ -1,25 +1,23 @@
-"""One training job from its config files to its artifact."""
+"""One training job from its config files to its artifact.
+
+Whatever can be refused is refused before torch is imported, which takes seconds: a bad photo ends
+the job in its first second.
+"""
 
 from __future__ import annotations
 
-import io
 import time
+from typing import Final
 
-import torch
-
-from limner.contracts.errors import LimnerError
-from training.artifact import remove_artifact, write_artifact
-from training.base import load_base
-from training.files import write_atomically
+from limner.contracts.base import read_card
 from training.job import read_job
 from training.photos import load_photos
 from training.progress import event_line, say
-from training.recipe import fine_tune, preview, set_threads
-from training.settings import Settings, cpu_count
+from training.settings import Settings
 
 # Photos are kept at this multiple of the base's resolution: enough for every crop to be scaled
 # down, little enough for fifty of them to fit into memory.
-_KEEP_SCALE = 2
+_KEEP_SCALE: Final = 2
 
 
 def train(settings: Settings) -> None:
@@ -34,47 +32,14 @@ def train(settings: Settings) -> None:
     """
     started = time.perf_counter()
     job = read_job(settings)
-    config = job.config
     if job.resources.index > 0:
         say(event_line("idle", host=job.resources.index, hosts=len(job.resources.hosts)))
         return
-    set_threads(cpu_count())
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    base = load_base(job.base_dir, device)
-    photos = load_photos(job.photos_dir, keep_side_px=_KEEP_SCALE * base.card.resolution_px)
-    say(event_line("prepared", photos=len(photos), seconds=time.perf_counter() - started))
-    try:
-        trained = fine_tune(config, base, photos, say)
-        for index, prompt in enumerate(config.preview_prompts):
-            buffer = io.BytesIO()
-            preview(config, base, prompt, seed=config.seed + index).save(buffer, "PNG")
-            write_atomically(
-                settings.checkpoint_dir / f"preview-{index:02d}.png", buffer.getvalue()
-            )
-            say(event_line("preview", index=index))
-    except torch.OutOfMemoryError as error:
-        raise LimnerError(
-            "TRAINING_FAILED",
-            "The machine's memory is too small for this base and batch size; lower batch_size.",
-        ) from error
-    seconds = time.perf_counter() - started
-    try:
-        write_artifact(
-            settings,
-            config,
-            base,
-            trained.tensors,
-            {
-                "loss": trained.loss,
-                "steps": config.steps,
-                "photos": len(photos),
-                "seconds": seconds,
-                "train_seconds": trained.train_seconds,
-                "images_per_second": trained.images_per_second,
-                "parameters": sum(tensor.numel() for tensor in trained.tensors.values()),
-            },
-        )
-    except BaseException:
-        remove_artifact(settings.model_dir)
-        raise
-    say(event_line("trained", seconds=seconds))
+    card = read_card(job.base_dir)
+    photos = load_photos(job.photos_dir, keep_side_px=_KEEP_SCALE * card.resolution_px)
+    say(event_line("checked", photos=len(photos), seconds=time.perf_counter() - started))
+
+    from training.production import produce  # torch comes in here, not earlier
+
+    produce(settings, job, photos, started=started)
+    say(event_line("trained", seconds=time.perf_counter() - started))

@@ -49,10 +49,10 @@ def test_the_same_seed_gives_the_same_bytes(base_dir: Path, config: TrainingConf
 
 def test_training_lowers_the_loss(base_dir: Path, config: TrainingConfig) -> None:
     lines: list[str] = []
-    more = config.model_copy(update={"steps": 60, "batch_size": 8, "learning_rate": 1e-2})
+    more = config.model_copy(update={"steps": 40, "batch_size": 8, "learning_rate": 1e-2})
     fine_tune(more, load_base(base_dir, CPU), photos(), lines.append)
     losses = [float(line.split("loss=")[1].split()[0]) for line in lines]
-    assert len(losses) == 6
+    assert len(losses) == 4
     assert losses[-1] < 0.9 * losses[0]
 
 
