@@ -1,8 +1,9 @@
 """The adapter: which layers get one, and how it runs fast.
 
 ``peft`` owns the matrices. The two forward functions here compute what peft's layers compute, with
-the sum fused into the last matrix product and without the dispatch around it: on the tiny base a
-training step costs about 10 % less CPU time than with peft's own (docstring of ``speed_up``).
+the sum fused into the last matrix product and without the dispatch around it. On the tiny base (one
+thread, rounds interleaved, a busy machine) the median training step took 0.27 CPU seconds instead
+of 0.29; the same step with a frozen UNet and no adapter takes 0.17.
 """
 
 from __future__ import annotations

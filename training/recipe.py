@@ -4,15 +4,15 @@ DreamBooth-style LoRA: the base stays frozen, a low-rank adapter on its UNet lea
 means the subject of the photos. Shapes stand in trailing comments: n images, b images of a batch,
 c latent channels, h and w latent height and width, t text tokens, d text width.
 
-What was measured on the tiny base (two cores, AVX2, 300 steps of batch 8):
+What was measured on the tiny base (two cores, AVX2, batch 8, rounds interleaved, a busy machine):
 
 * VAE latents and the text embedding are computed once, before the first step.
-* A batch is cut into ``CPU_SHARDS`` parts, each with its own thread and one OpenMP thread. On two
-  quiet cores this is as fast as two OpenMP threads for the whole batch (0.17 s against 0.18 s a
-  step), and when other programs take CPU time it stays at their fair share, where OpenMP's
-  spinning barriers were seen to take more than ten seconds a step.
+* A batch is cut into ``CPU_SHARDS`` parts, each with its own thread and one OpenMP thread. At best
+  that is as fast as two OpenMP threads for the whole batch (0.17 s against 0.18 s a step); when
+  other programs take CPU time it keeps its fair share (0.8 s), where OpenMP's spinning barriers
+  took 8 to 16 s a step.
 * The fused AdamW saves a tenth of a step; channels_last, flushing denormals and malloc's settings
-  made no difference.
+  made no difference that stood out of the noise.
 """
 
 from __future__ import annotations
