@@ -20,7 +20,7 @@ from infra.settings import StageSettings
 from infra.training import Training
 from workflows import onboard, retries
 
-# lambdas/ runs on 3.11 and later; Lambda's newest runtime that boto3's own support covers.
+# The code runs on Python 3.11 and later.
 RUNTIME = lambda_.Runtime.PYTHON_3_13
 
 

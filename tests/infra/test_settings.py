@@ -11,6 +11,7 @@ from infra.bundle import ROOT
 from infra.node import find_node
 from infra.publish import Synthesis
 from infra.settings import StageSettings, laptop
+from limner.contracts.errors import LimnerError
 
 
 def test_a_stage_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +29,7 @@ def test_a_stage_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_a_bad_setting_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"LIMNER_{name}", value)
-    with pytest.raises((ValidationError, ValueError), match="match"):
+    with pytest.raises((ValidationError, LimnerError), match="match"):
         StageSettings()
 
 
