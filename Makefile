@@ -2,12 +2,11 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := limner workflows lambdas training inference infra
 # A program that stands still on a closed network is no help: nothing here talks to a model hub.
 export HF_HUB_OFFLINE := 1
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 
-.PHONY: help demo test lint types asl bench clean
+.PHONY: help demo test lint asl docs bench clean
 
 help: ## What there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -38,6 +37,9 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter
 
 asl: $(VENV)/.dev ## Publish the state machines and the laptop's template
 	$(BIN)/python -m infra.publish
+
+docs: $(VENV)/.dev ## Write the pages that are made from code
+	$(BIN)/python -m docs
 
 bench: $(VENV)/.dev ## Print the figures of the README
 	$(BIN)/python -m benchmarks.laptop

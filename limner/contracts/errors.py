@@ -307,3 +307,21 @@ class LimnerError(Exception):
                 "fix": self.spec.fix,
             }
         }
+
+
+def as_markdown() -> str:
+    """The registry as the page ``docs/errors.md``; a test keeps the page equal."""
+    lines = [
+        "# Errors",
+        "",
+        "Made from `limner/contracts/errors.py` by `make docs`; do not edit it by hand.",
+        "",
+        "| code | HTTP | again? | what happened | what to do |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{spec.code}` | {spec.http_status} | {'yes' if spec.retryable else 'no'} "
+        f"| {spec.summary} | {spec.fix} |"
+        for spec in _SPECS
+    ]
+    return "\n".join(lines) + "\n"

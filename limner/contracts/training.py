@@ -54,7 +54,7 @@ class TrainingConfig(BaseModel):
     learning_rate: float = Field(default=2e-3, gt=0, le=1, allow_inf_nan=False)
     rank: int = Field(default=16, ge=1, le=256)
     target: Literal["attention", "transformer", "all"] = "all"
-    token: Annotated[str, StringConstraints(pattern=r"^[a-z]{2,12}$")] = "sks"
+    token: Annotated[str, StringConstraints(pattern=r"^[a-z]{2,12}$")] = "sks"  # noqa: S105
     subject: Annotated[str, StringConstraints(pattern=r"^[a-z]*( [a-z]+)?$", max_length=40)] = ""
     augmentations: int = Field(default=16, ge=1, le=256)
     preview_prompts: tuple[Prompt, ...] = Field(

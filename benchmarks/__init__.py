@@ -1,0 +1,1 @@
+"""Figures: ratios side by side in one run, and the absolute figures of the README."""
