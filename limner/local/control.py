@@ -103,8 +103,9 @@ class Control:
 
         Args:
             scale: Real seconds per second of Wait states and of Retry's back-off; 0 skips them.
-            timeouts: Real seconds per second of TimeoutSeconds (tasks, machines),
-                MaxRuntimeInSeconds and the 120 s after SIGTERM; left as it is where absent.
+            timeouts: Real seconds per second of TimeoutSeconds (machines, and tasks that wait for
+                a job), MaxRuntimeInSeconds and the 120 s after SIGTERM; left as it is where
+                absent.
         """
         self._call("Clock", {"waits": scale, "timeouts": timeouts})
 

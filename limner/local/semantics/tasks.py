@@ -42,13 +42,14 @@ def _while_running(engine: Module) -> Callable[..., Any]:
 
 
 def _with_timeout(engine: Module, clock: Clock) -> Callable[[str, Any, float], Any]:
-    """TimeoutSeconds follows the clock, and ends a job that the task waits for.
+    """TimeoutSeconds of ``.sync`` tasks follows the clock, and ends the job that they wait for.
 
     Amazon States Language: "If the state runs longer than the specified timeout, or if more time
     elapses between heartbeats than the specified heartbeat, then the interpreter can fail the
     state with a States.Timeout error". Developer guide, "Run a Job (.sync)": "If a task that uses
     this pattern is aborted, Step Functions makes a best-effort attempt to cancel the job."
     """
+    wall = Clock()
 
     def invoke_with_timeout(resource: str, data: Any, timeout: float) -> Any:  # noqa: ANN401
         outer = current_scope()
@@ -68,7 +69,8 @@ def _with_timeout(engine: Module, clock: Clock) -> Callable[[str, Any, float], A
             target=contextvars.copy_context().run, args=(work,), name="task", daemon=True
         )
         thread.start()
-        deadline = clock.deadline(timeout)
+        # Calls take their own few seconds, whatever the clock of the jobs says.
+        deadline = (clock if resource.endswith(".sync") else wall).deadline(timeout)
         while thread.is_alive():
             if deadline.passed():
                 scope.expired.set()
