@@ -18,7 +18,14 @@ from limner import local
 from limner.contracts.errors import LimnerError
 from limner.local import deploy
 from limner.local.settings import plain_environment
-from tests.support.laptop import CLOCK_SCALE, ROLE, TestLaptop, register_test_images, until
+from tests.support.laptop import (
+    CLOCK_SCALE,
+    ROLE,
+    TEST_INFERENCE,
+    TestLaptop,
+    register_test_images,
+    until,
+)
 from tests.workflows.test_laptop_endpoint import Endpoint
 from tests.workflows.test_laptop_jobs import BUCKET, job_request
 from tests.workflows.test_laptop_semantics import machine, task
@@ -184,6 +191,28 @@ def test_state_survives_a_restart_and_what_ran_fails_honestly(tmp_path: Path) ->
         assert endpoint.status() == "InService"
         assert endpoint.invoke(target)["manifest"] == {"user": "alice"}
         assert [rule["Name"] for rule in after.client("events").list_rules()["Rules"]] == [events]
+    finally:
+        local.stop(tmp_path)
+
+
+def test_a_stop_does_not_wait_for_an_endpoint_that_starts(tmp_path: Path) -> None:
+    before = started(tmp_path)
+    try:
+        forever = "import time; print('starting', flush=True); time.sleep(600)"
+        before.control.register_image(TEST_INFERENCE, [sys.executable, "-c", forever])
+        endpoint = Endpoint(before)
+        log = tmp_path / ".limner/endpoints" / endpoint.name / "log"
+        until(lambda: log.exists() and "starting" in log.read_text(), bool)
+    finally:
+        began = time.monotonic()
+        local.stop(tmp_path)
+    assert time.monotonic() - began < 20
+    assert not processes_with(str(tmp_path))
+    after = started(tmp_path)
+    try:
+        endpoint.laptop = after
+        assert endpoint.status() == "InService"
+        assert endpoint.invoke(endpoint.model("alice"))["loads"] == 1
     finally:
         local.stop(tmp_path)
 

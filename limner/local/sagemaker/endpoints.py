@@ -43,6 +43,11 @@ class Endpoints:
         self.endpoints = Store(folder / "endpoints")
         self._lock = threading.Lock()
         self._instances: dict[str, tuple[MultiModelInstance, InferenceContainer]] = {}
+        for record in self.endpoints.all():
+            # After a restart containers start with their first call, and that one waits for them.
+            if record["EndpointStatus"] in ("Creating", "Updating"):
+                with self.endpoints.change(record["EndpointName"]) as interrupted:
+                    interrupted["EndpointStatus"] = "InService"
 
     def create_model(self, request: dict[str, Any]) -> dict[str, Any]:
         """CreateModel."""
@@ -171,13 +176,16 @@ class Endpoints:
         ).start()
 
     def _bring_in_service(self, name: str) -> None:
-        status, reason = "InService", ""
+        status, reason, made = "InService", "", None
         try:
-            _, container = self._instance(name)
-            container.ensure_running()
+            made = self._instance(name)
+            made[1].ensure_running()
         except (ContainerDownError, ServiceError, OSError) as error:
             status, reason = "Failed", f"The primary container did not pass the ping check: {error}"
             _log.warning("endpoint %s: %s", name, reason)
+        with self._lock:
+            if made is not None and self._instances.get(name) is not made:
+                return  # ended meanwhile: deleted, updated, or the laptop stops
         try:
             with self.endpoints.change(name) as record:
                 record.update(EndpointStatus=status, LastModifiedTime=time.time())

@@ -73,6 +73,7 @@ class InferenceContainer:
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
         self._generation = 0
+        self._stopped = False
 
     @property
     def generation(self) -> int:
@@ -98,6 +99,8 @@ class InferenceContainer:
         with self._starting:
             if self.is_running():
                 return
+            if self._stopped:
+                raise ContainerDownError("the container was stopped")
             self._generation += 1
             self._port = _free_port()
             with self._log.open("ab") as log:
@@ -140,15 +143,20 @@ class InferenceContainer:
             connection.close()
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
-        """Stops the process: SIGTERM, and SIGKILL after the grace."""
-        with self._starting:
-            process, self._process = self._process, None
-            if process is None:
-                return
-            process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):  # the kill below ends it
-                process.wait(grace_s)
-            _kill_group(process)
+        """Stops the process for good: SIGTERM, and SIGKILL after the grace.
+
+        Takes no lock, so that it also ends a process that is still starting.
+        """
+        self._stopped = True
+        process = self._process
+        if process is None:
+            return
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the kill below ends it
+            process.wait(grace_s)
+        with contextlib.suppress(ProcessLookupError):  # all of it has ended already
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
     def _wait_for_ping(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -162,12 +170,6 @@ class InferenceContainer:
                 pass  # not listening yet
             time.sleep(_POLL_S)
         raise ContainerDownError(f"no answer to /ping within {START_TIMEOUT_S} s; see {self._log}")
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):  # all of it has ended already
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _free_port() -> int:
