@@ -205,12 +205,15 @@ def test_max_runtime_ends_a_job(laptop: TestLaptop, bucket: str) -> None:
 
 
 def test_names_are_used_once(laptop: TestLaptop, bucket: str) -> None:
-    request = job_request()
+    request = job_request(HyperParameters={"behave": "crash"})
     name = create(laptop, request)
     with pytest.raises(laptop.sagemaker.exceptions.ResourceInUse, match="already exists"):
         laptop.sagemaker.create_training_job(**request)
     finished(laptop, name)
+    folder = laptop.laptop.project / ".limner" / "jobs" / name
+    assert list(folder.rglob("a.png")), "kept for who looks for the reason"
     laptop.sagemaker.delete_training_job(TrainingJobName=name)
+    assert not folder.exists()
     with pytest.raises(ClientError, match="Requested resource not found"):
         laptop.sagemaker.describe_training_job(TrainingJobName=name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -90,7 +91,7 @@ class TrainingJobs:
         return {}
 
     def delete(self, request: dict[str, Any]) -> dict[str, Any]:
-        """DeleteTrainingJob: only jobs that have ended; the name is free again."""
+        """DeleteTrainingJob: jobs that have ended, with all their files; the name is free again."""
         requests.check("DeleteTrainingJob", request)
         record = self.describe(request)
         if not is_over(record):
@@ -100,6 +101,10 @@ class TrainingJobs:
             )
         self._platform.store.remove(record["TrainingJobName"])
         self._runs.pop(record["TrainingJobName"], None)
+        # The work folder of a failed job holds the user's photos.
+        folder = self._platform.settings.layout.jobs / record["TrainingJobName"]
+        if folder.exists():
+            shutil.rmtree(folder)
         return {}
 
     def list(self, request: dict[str, Any]) -> dict[str, Any]:
