@@ -12,12 +12,13 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from botocore.exceptions import ClientError
 
 from limner.contracts import keys
 from limner.contracts.errors import LimnerError
+from limner.local.json_types import Json
 from limner.local.layout import REPOSITORY
 from limner.local.objects import Location, Objects
 from limner.local.settings import CREDENTIALS, REGION
@@ -138,7 +139,7 @@ def sync_folder(objects: Objects, folder: Path, target: Location) -> int:
     return uploaded
 
 
-def _md5() -> Any:  # noqa: ANN401  # hashlib names no type for it
+def _md5() -> Json:
     return hashlib.md5(usedforsecurity=False)
 
 

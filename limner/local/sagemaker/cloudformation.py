@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from limner.local.json_types import Json
 from limner.local.sagemaker.endpoints import Endpoints
 from limner.local.sagemaker.store import Store
 from limner.local.seams import Module
@@ -90,7 +91,7 @@ def _deleter(kind: _Kind) -> Callable[[str, Properties], None]:
     return delete
 
 
-def _with_numbers(value: Any) -> Any:  # noqa: ANN401  # any JSON
+def _with_numbers(value: Json) -> Json:
     """Template parameters arrive as text where the API wants numbers."""
     if isinstance(value, list):
         return [_with_numbers(item) for item in value]

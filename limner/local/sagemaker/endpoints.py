@@ -182,7 +182,6 @@ class Endpoints:
             made[1].ensure_running()
         except (ContainerDownError, ServiceError, OSError) as error:
             status, reason = "Failed", f"The primary container did not pass the ping check: {error}"
-            _log.warning("endpoint %s: %s", name, reason)
         with self._lock:
             if made is not None and self._instances.get(name) is not made:
                 return  # ended meanwhile: deleted, updated, or the laptop stops
@@ -190,6 +189,7 @@ class Endpoints:
             with self.endpoints.change(name) as record:
                 record.update(EndpointStatus=status, LastModifiedTime=time.time())
                 if reason:
+                    _log.warning("endpoint %s: %s", name, reason)
                     record["FailureReason"] = reason
         except KeyError:
             _log.info("endpoint %s was deleted before it was in service", name)

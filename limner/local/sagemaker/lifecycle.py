@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from limner.local.clock import Clock
 from limner.local.errors import ServiceError
@@ -137,7 +137,7 @@ class JobRun:
             ending = end
         except (ClientError, ServiceError) as error:
             ending = _failed(f"ClientError: {error}")
-        except (BotoCoreError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  # the end of the thread; who waits must hear
             _log.exception("job %s", self.name)
             ending = _failed(f"InternalServerError: {error}")
         finally:

@@ -6,6 +6,7 @@ import math
 import time
 from typing import Any, Final
 
+from limner.local.json_types import Json
 from limner.local.objects import Location
 from limner.local.sagemaker.arns import TRAINING_JOB, arn
 from limner.local.sagemaker.store import Record
@@ -100,7 +101,7 @@ def is_over(record: Record) -> bool:
     return record["TrainingJobStatus"] in TERMINAL
 
 
-def with_millisecond_times(value: Any) -> Any:  # noqa: ANN401  # any JSON
+def with_millisecond_times(value: Json) -> Json:
     """The same JSON with times as epoch milliseconds, as ``.sync`` hands them to the machine."""
     if isinstance(value, list):
         return [with_millisecond_times(item) for item in value]

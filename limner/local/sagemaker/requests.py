@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from limner.local.errors import validation
+from limner.local.json_types import Json
 
 if TYPE_CHECKING:
     from botocore.model import ServiceModel
@@ -52,7 +53,7 @@ def known_operation(operation: str) -> bool:
     return operation in _model().operation_names
 
 
-def _faults(shape: _Shape, value: Any, path: str) -> Iterator[str]:  # noqa: ANN401  # any JSON
+def _faults(shape: _Shape, value: Json, path: str) -> Iterator[str]:
     expected: Any = {
         "structure": dict,
         "map": dict,
@@ -93,7 +94,7 @@ def _member_faults(shape: _Shape, value: Mapping[str, Any], path: str) -> Iterat
             yield from _faults(shape.members[name], item, _join(path, name))
 
 
-def _own_faults(shape: _Shape, value: Any, path: str) -> Iterator[str]:  # noqa: ANN401  # any JSON
+def _own_faults(shape: _Shape, value: Json, path: str) -> Iterator[str]:
     failed = f"Value at '{path}' failed to satisfy constraint: Member must"
     rules = shape.metadata
     size = value if isinstance(value, int | float) else len(value)

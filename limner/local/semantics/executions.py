@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from limner.local.clock import Clock
+from limner.local.json_types import Json
 from limner.local.seams import Module
 
 MAX_INPUT_BYTES = 262_144
@@ -139,7 +140,7 @@ def _idempotent(engine: Module) -> Callable[[dict[str, Any]], Any]:
     """
     start = engine._start_execution
 
-    def start_execution(data: dict[str, Any]) -> Any:  # noqa: ANN401  # ministack's reply
+    def start_execution(data: dict[str, Any]) -> Json:
         if len(str(data.get("input", "")).encode()) > MAX_INPUT_BYTES:
             return engine.error_response_json(
                 "ValidationException",
@@ -187,7 +188,7 @@ def _until_the_end(engine: Module) -> Callable[..., Any]:
 
     def add_event(
         execution: dict[str, Any], kind: str, details: dict[str, Any] | None = None
-    ) -> Any:  # noqa: ANN401  # ministack's event
+    ) -> Json:
         if execution.get("status", "RUNNING") != "RUNNING" and not kind.startswith("Execution"):
             return None
         return add(execution, kind, details)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from limner.local.json_types import Json
 from limner.local.seams import Module
 
 MAX_PAYLOAD_BYTES = 262_144
@@ -27,7 +28,7 @@ def install(engine: Module) -> None:
 def _limited(engine: Module, add: Callable[..., Any]) -> Callable[..., Any]:
     def add_event(
         execution: dict[str, Any], kind: str, details: dict[str, Any] | None = None
-    ) -> Any:  # noqa: ANN401  # ministack's event
+    ) -> Json:
         member = _OUTPUT_OF["StateExited" if kind.endswith("StateExited") else "TaskSucceeded"]
         output = (details or {}).get(member, {}).get("output", "")
         if len(output.encode()) > MAX_PAYLOAD_BYTES:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from limner.contracts.errors import LimnerError
+from limner.local.json_types import Json
 from limner.local.seams import Module
 
 _SNS_PUBLISH = "arn:aws:states:::sns:publish"
@@ -38,7 +39,7 @@ def install(engine: Module, runtime: Module, functions: Module) -> None:
 
 
 def _typed(execute: Callable[..., Any]) -> Callable[..., Any]:
-    def execute_function(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401  # ministack's
+    def execute_function(*arguments: Json, **options: Json) -> Json:
         reply = execute(*arguments, **options)
         body = reply.get("body") if isinstance(reply, dict) and reply.get("error") else None
         if isinstance(body, dict) and _SEPARATOR in str(body.get("errorMessage", "")):
@@ -52,7 +53,7 @@ def _typed(execute: Callable[..., Any]) -> Callable[..., Any]:
 def _named(engine: Module) -> Callable[[str, Any], Any]:
     publish = engine._SERVICE_DISPATCH[_SNS_PUBLISH]
 
-    def sns_publish(resource: str, data: Any) -> Any:  # noqa: ANN401  # any JSON
+    def sns_publish(resource: str, data: Json) -> Json:
         try:
             return publish(resource, data)
         except engine._ExecutionError as error:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from limner.local.json_types import Json
 from limner.local.seams import Module
 
 # No more of the data than this in a Cause.
@@ -44,7 +45,7 @@ def selects_nothing(engine: Module, path: str, data: object) -> bool:
     return False
 
 
-def _has(container: Any, key: Any) -> bool:  # noqa: ANN401  # any JSON
+def _has(container: Json, key: Json) -> bool:
     return key in container if isinstance(container, dict) else bool(key < len(container))
 
 
@@ -65,7 +66,7 @@ def _not_found(engine: Module, path: str, name: str, data: object) -> Exception:
 def _template(engine: Module) -> Callable[..., Any]:
     resolve = engine._resolve_params_obj
 
-    def resolve_template(template: object, data: object, context: object = None) -> Any:  # noqa: ANN401  # any JSON
+    def resolve_template(template: object, data: object, context: object = None) -> Json:
         if isinstance(template, dict):
             for name, value in template.items():
                 if not (name.endswith(".$") and isinstance(value, str)):
@@ -86,7 +87,7 @@ def _template(engine: Module) -> Callable[..., Any]:
 def _intrinsic_argument(engine: Module) -> Callable[..., Any]:
     evaluate = engine._eval_intrinsic_arg
 
-    def evaluate_argument(argument: tuple[Any, ...], data: object, context: object) -> Any:  # noqa: ANN401  # any JSON
+    def evaluate_argument(argument: tuple[Any, ...], data: object, context: object) -> Json:
         if argument[0] == "path" and _is_data_path(argument[1]):
             path = argument[1]
             if selects_nothing(engine, path, data):
@@ -97,7 +98,7 @@ def _intrinsic_argument(engine: Module) -> Callable[..., Any]:
 
 
 def _field(engine: Module, apply: Callable[..., Any], name: str) -> Callable[..., Any]:
-    def apply_path(state: dict[str, Any], data: object, context: object = None) -> Any:  # noqa: ANN401  # any JSON
+    def apply_path(state: dict[str, Any], data: object, context: object = None) -> Json:
         path = state.get(name, "$")
         if _is_data_path(path) and selects_nothing(engine, path, data):
             raise _not_found(engine, path, name, data)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from limner.local.json_types import Json
 from limner.local.seams import Module
 
 _interrupted: list[str] = []
@@ -38,7 +39,7 @@ def announce_interrupted(engine: Module) -> int:
 def _noting_interrupted(engine: Module) -> Callable[[Any], Any]:
     load = engine.load_persisted_state
 
-    def load_persisted_state(data: Any) -> Any:  # noqa: ANN401  # ministack's snapshot
+    def load_persisted_state(data: Json) -> Json:
         executions = (data or {}).get("executions")
         if executions:
             _interrupted.extend(

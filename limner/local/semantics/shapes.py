@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from limner.local.json_types import Json
 from limner.local.seams import Module
 
 # Response members that S3 sends as headers, beside the body.
@@ -25,7 +26,7 @@ def _with_copy_result(engine: Module) -> Callable[..., Any]:
 
     def dispatch_rest_xml(
         service_info: dict[str, Any], service: str, action: str, data: dict[str, Any]
-    ) -> Any:  # noqa: ANN401  # any JSON
+    ) -> Json:
         result = dispatch(service_info, service, action, data)
         if (service, action) != ("s3", "copyObject") or "CopyObjectResult" in result:
             return result

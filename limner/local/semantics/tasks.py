@@ -11,6 +11,7 @@ from typing import Any
 
 from limner.local.clock import Clock
 from limner.local.errors import ServiceError
+from limner.local.json_types import Json
 from limner.local.seams import Module
 from limner.local.semantics.executions import Scope, current_scope, entered, unless_ended
 from limner.local.trouble import Trouble
@@ -34,7 +35,7 @@ def _while_running(engine: Module) -> Callable[..., Any]:
     """No task begins after the end of its execution, in no branch of a Parallel or Map."""
     execute = engine._execute_task
 
-    def execute_task(*arguments: Any) -> Any:  # noqa: ANN401  # passed through
+    def execute_task(*arguments: Json) -> Json:
         unless_ended(engine)
         return execute(*arguments)
 
@@ -51,7 +52,7 @@ def _with_timeout(engine: Module, clock: Clock) -> Callable[[str, Any, float], A
     """
     wall = Clock()
 
-    def invoke_with_timeout(resource: str, data: Any, timeout: float) -> Any:  # noqa: ANN401
+    def invoke_with_timeout(resource: str, data: Json, timeout: float) -> Json:
         outer = current_scope()
         scope = Scope(outer.execution if outer else {"status": "RUNNING"})
         outcome: list[Any] = []
@@ -92,7 +93,7 @@ def _with_trouble(engine: Module, trouble: Trouble) -> Callable[[str, Any], Any]
     """
     invoke = engine._invoke_resource
 
-    def invoke_resource(resource: str, data: Any) -> Any:  # noqa: ANN401  # passed through
+    def invoke_resource(resource: str, data: Json) -> Json:
         operation = _INTEGRATION.match(resource)
         if operation is None or operation[2] == "sagemaker":
             return invoke(resource, data)
