@@ -7,9 +7,10 @@ multi-model endpoint. It leaves its results in ``demo-out/``.
 
 from __future__ import annotations
 
-import io
+import base64
 import json
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -74,28 +75,9 @@ def session() -> boto3.Session:
 
 def base_answers() -> list[bytes]:
     """What the bare base draws for the same prompts and seeds: it has never seen the subjects."""
-    import torch
-    from diffusers import StableDiffusionPipeline
-
-    torch.set_num_threads(1)
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        BASE, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(
-        ["a photo of sks", "a photo of sks on the beach"],
-        num_inference_steps=20,
-        guidance_scale=3.0,
-        generator=[torch.Generator().manual_seed(SEED) for _ in range(2)],
-    ).images
-    return [as_png(image) for image in images]
-
-
-def as_png(image: object) -> bytes:
-    """A PIL image as PNG."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")  # type: ignore[attr-defined]
-    return buffer.getvalue()
+    command = [sys.executable, "-m", "examples.base_answers", str(BASE), str(SEED)]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return [base64.b64decode(line) for line in done.stdout.split()]
 
 
 @dataclass

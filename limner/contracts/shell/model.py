@@ -22,7 +22,8 @@ def _call_base(operation: str, folder: str, body: str = "") -> str:
         # The text of an out-of-memory error must pass unchanged: Triton's SageMaker shell
         # recognises it by its words and answers 507, upon which SageMaker evicts a model.
         raise pb_utils.TritonModelException(answer.error().message())
-    return pb_utils.get_output_tensor_by_name(answer, "response").as_numpy()[0].decode()
+    text: bytes = pb_utils.get_output_tensor_by_name(answer, "response").as_numpy()[0]
+    return text.decode()
 
 
 class TritonPythonModel:
