@@ -40,7 +40,7 @@ from constructs import Construct
 
 from limner.contracts import keys
 from limner.contracts.errors import REGISTRY
-from limner.contracts.onboarding import SCHEMA_VERSION, OnboardingReady
+from limner.contracts.onboarding import SCHEMA_VERSION, OnboardingFailed, OnboardingReady
 from limner.contracts.statuses import RequestStatus, VersionStatus
 from limner.contracts.training import METRIC_DEFINITIONS
 from workflows import retries
@@ -285,11 +285,17 @@ class Onboard(Construct):
             sfn.Condition.string_equals_json_path(
                 "$.reservation.Item.active_request.S", "$.request_id"
             ),
+            # Another request may have gone live since CheckModelStatus looked; nobody wants to
+            # pay for a second training. Who holds the model sees its last state.
+            sfn.Condition.or_(
+                sfn.Condition.is_not_present("$.reservation.Item.live_version.N"),
+                sfn.Condition.boolean_equals("$.retrain", True),
+            ),
         )
         model_busy = sfn.Pass(
             self,
             "ModelBusy",
-            comment="Another request of the same model is in progress.",
+            comment="Another request of the same model is in progress, or has just made it ready.",
             result=sfn.Result.from_object(
                 {"Error": "MODEL_BUSY", "Cause": REGISTRY["MODEL_BUSY"].summary}
             ),
@@ -561,15 +567,15 @@ class Onboard(Construct):
         failure_not_recorded = sfn.Fail(
             self,
             "FailureNotRecorded",
-            comment="The request is not ours, or the rule on this execution's end has to finish.",
-            error="INTERNAL",
-            cause="The failure was not recorded by this execution.",
+            comment="Not ours, or left to the rule on this execution's end, with the first reason.",
+            error_path=f"{retries.FAILURE_PATH}.Error",
+            cause_path=f"{retries.FAILURE_PATH}.Cause",
         )
         notify_failure = step.publish(
             "NotifyFailure",
             "Tell the app what failed, and what to do about it.",
             uses.topic,
-            "limner.onboarding.failed",
+            OnboardingFailed.model_fields["type"].default,
             sfn.TaskInput.from_json_path_at("$.failed.body"),
         )
         failed = sfn.Fail(

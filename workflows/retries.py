@@ -66,7 +66,7 @@ MODEL_NOT_READY: Final = "ModelNotReadyError"
 NOT_OURS: Final = "NotOursError"
 
 FAILURE_PATH: Final = "$.failure"
-"""Where a Catch puts ``{"Error": …, "Cause": …}``."""
+"""Where a Catch puts ``{"Error": …, "Cause": …}``, but for the one that ends ``RecordFailure``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +104,17 @@ class Retrier:
 
 @dataclass(frozen=True, slots=True)
 class Catcher:
-    """One entry of Catch: where to go on with which errors. The error lands in ``FAILURE_PATH``."""
+    """One entry of Catch.
+
+    Attributes:
+        errors: Error names that it is for.
+        next_state: Where to go on.
+        result_path: Where the error lands.
+    """
 
     errors: tuple[str, ...]
     next_state: str
+    result_path: str = FAILURE_PATH
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +216,10 @@ ONBOARD: Final[Mapping[str, TaskPolicy]] = MappingProxyType(
         "RecordFailure": TaskPolicy(
             60,
             (_never(NOT_OURS), Retrier(ALL_ERRORS, 8, first_delay_s=2, longest_delay_s=30)),
-            (Catcher(ALL_ERRORS, "FailureNotRecorded"),),
+            # The failure that was to be recorded stays where it is: the rule reads it next.
+            (Catcher(ALL_ERRORS, "FailureNotRecorded", result_path="$.unrecorded"),),
         ),
-        "NotifyFailure": TaskPolicy(30, (SMALL_CALL,), (Catcher(ALL_ERRORS, "Failed"),)),
+        "NotifyFailure": TaskPolicy(30, (PERSISTENT,), (Catcher(ALL_ERRORS, "Failed"),)),
     }
 )
 """The policies of the machine ``onboard``, by the name of the task state."""

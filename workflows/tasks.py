@@ -28,7 +28,7 @@ from aws_cdk import aws_stepfunctions as sfn
 from aws_cdk import aws_stepfunctions_tasks as tasks
 from constructs import Construct
 
-from workflows.retries import FAILURE_PATH, Retrier, TaskPolicy
+from workflows.retries import Retrier, TaskPolicy
 
 Value = tasks.DynamoAttributeValue
 TaskState: TypeAlias = sfn.TaskStateBase | sfn.CustomState
@@ -391,7 +391,7 @@ class StepFactory:
                 state.add_catch(
                     targets[catcher.next_state],
                     errors=list(catcher.errors),
-                    result_path=FAILURE_PATH,
+                    result_path=catcher.result_path,
                 )
 
     def _timeout(self, name: str) -> sfn.Timeout:

@@ -288,6 +288,27 @@ def test_two_requests_of_one_model_do_not_train_side_by_side(stack: Stack) -> No
     assert_ready(stack, first, stack.laptop.finish(running))
 
 
+def test_a_model_that_went_live_meanwhile_is_not_trained_again(stack: Stack) -> None:
+    """Between the look at the model and the reservation another request has made it ready."""
+    wish = stack.wish()
+    stack.laptop.control.trouble(
+        faults=[Fault("dynamodb:UpdateItem", kind=FaultKind.DELAY, seconds=2, matching="attempt")]
+    )
+    stack.put_request(wish)
+    arn = stack.start(wish)
+    until(
+        lambda: stack.states({"executionArn": arn}), lambda states: states[-1:] == ["ClaimRequest"]
+    )
+    row = {"user_id": wish.user_id, "model_row": "default", "last_version": 1, "live_version": 1}
+    stack.table("ModelsTableName").put_item(Item=row)
+    execution = stack.laptop.finish(arn)
+    assert_failed(stack, wish, execution, "MODEL_BUSY")
+    assert stack.jobs(wish) == []
+    model = stack.model(wish)
+    assert model is not None
+    assert model["live_version"] == 1
+
+
 # -- Writes in trouble ----------------------------------------------------------------------------
 
 
@@ -336,7 +357,22 @@ def test_a_lost_condition_fails_without_touching_the_winner(stack: Stack) -> Non
     assert stack.artifact_keys(wish) == []
 
 
-def test_the_history_holds_no_photo_and_no_prompt(stack: Stack) -> None:
+def test_a_failure_that_the_machine_cannot_record_is_recorded_by_the_rule(stack: Stack) -> None:
+    """In the words of the first failure, not of the failure to record it."""
+    stack.laptop.control.trouble(
+        capacity_failures=-1,
+        faults=[Fault("lambda:Invoke", times=9, matching="failure")],
+    )
+    wish = stack.wish()
+    execution = stack.onboard(wish)
+    assert stack.states(execution)[-1] == "FailureNotRecorded"
+    record = until(lambda: stack.request(wish), lambda row: row["status"] == "FAILED")
+    assert record["error"]["code"] == "NO_CAPACITY"
+    (heard,) = stack.notifications(wish)
+    assert heard["code"] == "NO_CAPACITY"
+
+
+def test_neither_the_record_nor_the_notification_holds_a_prompt(stack: Stack) -> None:
     canary = "canary-5f1d"
     wish = stack.wish(hyperparameters={"preview_prompts": json.dumps([f"a photo of {canary}"])})
     execution = stack.onboard(wish)

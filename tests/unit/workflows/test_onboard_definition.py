@@ -64,7 +64,7 @@ def test_timeout_retry_and_catch_come_from_the_table(name: str) -> None:
     assert state["Catch"] == [
         {
             "ErrorEquals": list(catcher.errors),
-            "ResultPath": retries.FAILURE_PATH,
+            "ResultPath": catcher.result_path,
             "Next": catcher.next_state,
         }
         for catcher in policy.catchers
@@ -117,6 +117,14 @@ def test_a_failure_between_claim_and_activation_is_recorded() -> None:
     assert STATES["NotifyFailure"]["Next"] == "Failed"
 
 
+def test_a_failure_that_cannot_be_recorded_leaves_its_own_reason_to_the_rule() -> None:
+    (catcher,) = TASKS["RecordFailure"]["Catch"]
+    assert catcher["ResultPath"] != retries.FAILURE_PATH
+    end = STATES[catcher["Next"]]
+    assert (end["Type"], end["ErrorPath"]) == ("Fail", f"{retries.FAILURE_PATH}.Error")
+    assert end["CausePath"] == f"{retries.FAILURE_PATH}.Cause"
+
+
 def test_a_request_of_somebody_else_stays_untouched() -> None:
     for name in ("ClaimRequest", "RecordAlreadyReady"):
         assert TASKS[name]["Catch"][0] == {
@@ -130,7 +138,7 @@ def test_a_request_of_somebody_else_stays_untouched() -> None:
 def test_fixed_errors_are_in_the_registry() -> None:
     fixed = [state["Error"] for state in STATES.values() if "Error" in state]
     fixed.append(STATES["ModelBusy"]["Result"]["Error"])
-    assert len(fixed) == 4
+    assert len(fixed) == 3
     assert set(fixed) <= set(REGISTRY)
 
 
