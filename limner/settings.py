@@ -23,10 +23,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Final
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from limner.contracts.errors import LimnerError
+from limner.contracts.training import explain
 
 DEFAULT_STAGE: Final = "prod"
 LAPTOP_STAGE: Final = "local"
@@ -107,6 +108,21 @@ class Settings(BaseSettings):
             detail = f"Set {', '.join(missing)} too, or none of the LIMNER_ resource settings."
             raise LimnerError("INVALID_INPUT", detail)
         return Deployment(**values)
+
+
+def read_settings(stage: str | None = None) -> Settings:
+    """Reads the environment.
+
+    Args:
+        stage: The stage, where the caller names one; else the environment's.
+
+    Raises:
+        LimnerError: ``INVALID_INPUT``, naming each wrong setting.
+    """
+    try:
+        return Settings() if stage is None else Settings(stage=stage)
+    except ValidationError as error:
+        raise LimnerError("INVALID_INPUT", f"Settings: {explain(error)}.") from error
 
 
 def stack_name(stage: str) -> str:

@@ -119,7 +119,7 @@ def check_disk(folder: Path) -> Check:
 def check_deployment(on: Where | None, stage: str | None) -> Iterator[Check]:
     """Laptop, stack, endpoint and base; what depends on a failed one is left out."""
     try:
-        laptop = target.find_laptop(on)
+        laptop = target.find_laptop(on, stage)
         limner = target.connect(on, stage)
     except LimnerError as error:
         name = "laptop" if error.code == "LAPTOP_NOT_RUNNING" else "stack"

@@ -11,7 +11,7 @@ import typer
 from limner.cli import output
 from limner.cli.boundary import guarded
 from limner.cli.options import AsJson
-from limner.cli.target import running_laptop
+from limner.cli.target import LAPTOP_CREDENTIAL, LAPTOP_REGION, running_laptop
 from limner.contracts.errors import LimnerError
 
 
@@ -42,8 +42,8 @@ def up(
     }
     lines = [
         f"AWS on this laptop {'runs' if fresh else 'was running already'}: {laptop.endpoint_url}",
-        f"Other programs: export AWS_ENDPOINT_URL={laptop.endpoint_url} AWS_REGION=us-east-1 "
-        "AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test",
+        f"Other programs: export AWS_ENDPOINT_URL={laptop.endpoint_url} AWS_REGION={LAPTOP_REGION} "
+        f"AWS_ACCESS_KEY_ID={LAPTOP_CREDENTIAL} AWS_SECRET_ACCESS_KEY={LAPTOP_CREDENTIAL}",
         f"Log: {laptop.log}",
     ]
     output.result(

@@ -25,8 +25,8 @@ On = Annotated[
     typer.Option(
         "--on",
         envvar="LIMNER_ON",
-        help="The AWS to use. Default: the laptop's if it runs for this directory and "
-        "AWS_ENDPOINT_URL is not set, else the standard AWS settings.",
+        help="The AWS to use. Default: the laptop's if it runs for this directory and neither "
+        "--stage nor AWS_ENDPOINT_URL is given, else the standard AWS settings.",
     ),
 ]
 Stage = Annotated[

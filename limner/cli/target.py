@@ -17,15 +17,23 @@ LAPTOP_CREDENTIAL = "test"
 LAPTOP_REGION = "us-east-1"
 
 
-def find_laptop(on: Where | None) -> Laptop | None:
+def find_laptop(on: Where | None, stage: str | None) -> Laptop | None:
     """The laptop's AWS, where the command is to use it; None for the standard AWS settings.
 
-    Raises:
-        LimnerError: ``LAPTOP_NOT_RUNNING``, if it was asked for and does not run here.
-    """
-    from limner.settings import Settings
+    Whoever names a stage means that stage: a laptop that happens to run does not take the command.
 
-    if on is Where.AWS or (on is None and Settings().aws_endpoint_url):
+    Raises:
+        LimnerError: ``LAPTOP_NOT_RUNNING``, if it was asked for and does not run here;
+            ``INVALID_INPUT``, if it was asked for a stage that it does not have.
+    """
+    from limner.settings import LAPTOP_STAGE, read_settings
+
+    if stage not in (None, LAPTOP_STAGE):
+        if on is Where.LAPTOP:
+            detail = f"The laptop has the stage {LAPTOP_STAGE} only: leave out --stage {stage}."
+            raise LimnerError("INVALID_INPUT", detail)
+        return None
+    if on is Where.AWS or (on is None and read_settings().aws_endpoint_url):
         return None
     laptop = running_laptop()
     if laptop is None and on is Where.LAPTOP:
@@ -49,13 +57,13 @@ def connect(on: Where | None, stage: str | None) -> Limner:
     """
     from limner.client import Limner
 
-    laptop = find_laptop(on)
+    laptop = find_laptop(on, stage)
     if laptop is not None:
         return connect_laptop(laptop)
     try:
         return Limner.connect(stage)
     except LimnerError as error:
-        if on is None and _has_no_account(error):
+        if on is None and stage is None and _has_no_account(error):
             detail = f"No AWS runs on this laptop for {Path.cwd()}, and no AWS account is set up."
             raise LimnerError("LAPTOP_NOT_RUNNING", detail) from error
         raise

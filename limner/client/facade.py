@@ -24,7 +24,7 @@ from limner.contracts.statuses import RequestStatus, VersionStatus
 from limner.contracts.training import TrainingConfig, explain
 from limner.photos import Photo, PhotoSource, check_photos
 from limner.registry import Model, Registry, Request, RequestFailure, now
-from limner.settings import Deployment, Settings
+from limner.settings import Deployment, read_settings
 
 if TYPE_CHECKING:
     import boto3
@@ -111,7 +111,7 @@ class Limner:
             LimnerError: ``NOT_DEPLOYED``, ``LAPTOP_NOT_RUNNING``, ``AWS_ERROR``, or
                 ``INVALID_INPUT`` for settings that are wrong or incomplete.
         """
-        settings = _settings(stage)
+        settings = read_settings(stage)
         clients = Clients.of(
             session, endpoint_url=endpoint_url, path_style=bool(settings.aws_endpoint_url)
         )
@@ -476,13 +476,6 @@ class Limner:
     def _pages(rows: Iterator[_Row]) -> Iterator[_Row]:
         with translated():
             yield from rows
-
-
-def _settings(stage: str | None) -> Settings:
-    try:
-        return Settings() if stage is None else Settings(stage=stage)
-    except ValidationError as error:
-        raise LimnerError("INVALID_INPUT", f"Settings: {explain(error)}.") from error
 
 
 def _wish(

@@ -32,12 +32,29 @@ def runs(monkeypatch: pytest.MonkeyPatch, found: local.Laptop | None) -> None:
 def test_the_laptop_is_used_where_it_runs(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     here = laptop(shell.folder)
     runs(monkeypatch, here)
-    assert target.find_laptop(None) == here
-    assert target.find_laptop(Where.LAPTOP) == here
-    assert target.find_laptop(Where.AWS) is None
+    assert target.find_laptop(None, None) == here
+    assert target.find_laptop(None, "local") == here
+    assert target.find_laptop(Where.LAPTOP, None) == here
+    assert target.find_laptop(Where.AWS, None) is None
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:1")
-    assert target.find_laptop(None) is None
-    assert target.find_laptop(Where.LAPTOP) == here
+    assert target.find_laptop(None, None) is None
+    assert target.find_laptop(Where.LAPTOP, None) == here
+
+
+def test_a_running_laptop_does_not_take_a_command_for_another_stage(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs(monkeypatch, laptop(shell.folder))
+    assert target.find_laptop(None, "prod") is None
+    with pytest.raises(LimnerError, match="leave out --stage prod") as refused:
+        target.find_laptop(Where.LAPTOP, "prod")
+    assert refused.value.code == "INVALID_INPUT"
+
+
+def test_a_wrong_setting_is_no_bug_of_ours(shell: Shell) -> None:
+    result = shell("status", "alice", LIMNER_STAGE="Prod!")
+    assert result.exit_code == 2
+    assert "INVALID_INPUT Settings: stage" in result.stderr
 
 
 def test_the_laptop_is_reached_with_its_own_credentials_and_stage(
@@ -51,7 +68,7 @@ def test_the_laptop_is_reached_with_its_own_credentials_and_stage(
 
     runs(monkeypatch, laptop(shell.folder))
     monkeypatch.setattr(Limner, "connect", connect)
-    assert target.connect(None, "prod") is aws.limner
+    assert target.connect(None, None) is aws.limner
     assert (seen["stage"], seen["endpoint_url"]) == ("local", "http://127.0.0.1:9")
     assert seen["session"].region_name == "us-east-1"
     assert seen["session"].get_credentials().access_key == "test"
