@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.contracts.errors import LimnerError
-from limner.local import seams
+from limner.local import leftovers, seams
 from limner.local.layout import Layout
 from limner.local.settings import HOST, DaemonSettings
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("limner.local")
 # Connections that are still open get this long at a stop.
 _GRACEFUL_S = 1.0
-_ANNOUNCE_AFTER_S = 0.3
 
 
 def parse(arguments: list[str]) -> DaemonSettings:
@@ -67,9 +66,10 @@ async def serve(laptop: Assembled, port: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.call_later(_ANNOUNCE_AFTER_S, laptop.announce_interrupted)
 
     async def stopped() -> None:
+        # hypercorn awaits this once it serves; ministack has loaded its state by then.
+        laptop.announce_interrupted()
         await stop.wait()
         await asyncio.to_thread(laptop.close)
 
@@ -120,6 +120,9 @@ def main(arguments: list[str]) -> int:
     _log.setLevel(logging.INFO)
     try:
         with only_one(layout):
+            killed = leftovers.end(layout)
+            if killed:
+                _log.warning("ended %d containers of a daemon that was killed", killed)
             shutil.rmtree(layout.scratch, ignore_errors=True)
             for folder in (layout.state, layout.objects, layout.jobs, layout.scratch):
                 folder.mkdir(parents=True, exist_ok=True)

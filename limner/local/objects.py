@@ -72,7 +72,8 @@ class Objects:
         import boto3
         from botocore.config import Config
 
-        return boto3.client(
+        # A session of its own: to make clients from the default one is not thread-safe.
+        return boto3.Session().client(
             "s3",
             endpoint_url=self._endpoint_url,
             region_name=REGION,

@@ -20,7 +20,7 @@ Module: TypeAlias = Any
 
 SEAMS: Final[Mapping[str, Sequence[str]]] = {
     "ministack.app": ("app", "SERVICE_HANDLERS"),
-    "ministack.core.router": ("SERVICE_PATTERNS", "detect_service"),
+    "ministack.core.router": ("SERVICE_PATTERNS",),
     "ministack.core.lambda_runtime": ("_PYTHON_WORKER_SCRIPT",),
     "ministack.services.lambda_svc": ("_execute_function",),
     "ministack.services.eventbridge": ("_put_events",),

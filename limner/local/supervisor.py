@@ -5,6 +5,7 @@ Standard library only, so that ``limner up`` and ``limner status`` begin at once
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from limner.contracts.errors import LimnerError
+from limner.local import leftovers
 from limner.local.control import Control
 from limner.local.layout import REPOSITORY, Layout
 from limner.local.settings import DEFAULT_PORT, HOST, DaemonSettings, daemon_environment
@@ -95,10 +97,12 @@ def stop(project: Path, deadline_s: float = 30) -> bool:
     laptop = running(project)
     if laptop is None:
         return False
-    os.kill(laptop.pid, signal.SIGTERM)
-    if not _gone(laptop.pid, deadline_s):
-        os.kill(laptop.pid, signal.SIGKILL)
-        _gone(laptop.pid, deadline_s)
+    with contextlib.suppress(ProcessLookupError):  # somebody else has stopped it meanwhile
+        os.kill(laptop.pid, signal.SIGTERM)
+        if not _gone(laptop.pid, deadline_s):
+            os.kill(laptop.pid, signal.SIGKILL)
+            _gone(laptop.pid, deadline_s)
+            leftovers.end(Layout(laptop.project))
     return True
 
 
@@ -122,7 +126,6 @@ def running(project: Path) -> Laptop | None:
 def _launch(settings: DaemonSettings, deadline: float) -> Laptop:
     layout = settings.layout
     layout.root.mkdir(parents=True, exist_ok=True)
-    layout.run_file.unlink(missing_ok=True)
     with layout.log.open("ab") as log:
         process = subprocess.Popen(
             [
@@ -211,4 +214,9 @@ def _ended(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    return False
+    try:
+        # A zombie, where process 1 reaps nobody: a Docker container without an init.
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False  # macOS, or it has ended just now and the next look sees it
+    return status.rpartition(")")[2].split()[0] == "Z"

@@ -8,8 +8,10 @@ one hundredth of their time; real work keeps its time.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +20,7 @@ from typing import Any, TypeVar
 
 import boto3
 import pytest
+from botocore.config import Config
 
 from limner import local
 from limner.local.control import Control
@@ -28,6 +31,8 @@ HERE = Path(__file__).parent
 TEST_TRAINING = "limner/training:test"
 TEST_INFERENCE = "limner/inference:test"
 CLOCK_SCALE = 0.01
+# Only a test that fails waits for so long; a machine with two busy cores takes its time.
+DEADLINE_S = 90
 ROLE = "arn:aws:iam::000000000000:role/test"
 
 
@@ -88,9 +93,6 @@ class TestLaptop:
         name: str | None = None,
     ) -> str:
         """Creates a machine and starts it; returns the ARN of the execution."""
-        import json
-        import uuid
-
         machine = self.states.create_state_machine(
             name=f"test-{uuid.uuid4().hex[:12]}", definition=json.dumps(definition), roleArn=ROLE
         )
@@ -100,7 +102,7 @@ class TestLaptop:
         )["executionArn"]
         return execution
 
-    def finish(self, execution: str, deadline_s: float = 30) -> dict[str, Any]:
+    def finish(self, execution: str, deadline_s: float = DEADLINE_S) -> dict[str, Any]:
         """Waits for the end of an execution."""
         return until(
             lambda: self.states.describe_execution(executionArn=execution),
@@ -110,12 +112,10 @@ class TestLaptop:
 
 
 def no_retries() -> Any:
-    from botocore.config import Config
-
     return Config(retries={"total_max_attempts": 1})
 
 
-def until(look: Callable[[], T], good: Callable[[T], bool], deadline_s: float = 20) -> T:
+def until(look: Callable[[], T], good: Callable[[T], bool], deadline_s: float = DEADLINE_S) -> T:
     """Polls until an answer is good; fails with the last answer."""
     deadline = time.monotonic() + deadline_s
     while True:

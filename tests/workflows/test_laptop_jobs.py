@@ -14,7 +14,15 @@ from botocore.exceptions import ClientError
 
 from limner.contracts.artifact import MEMBERS
 from limner.contracts.training import METRIC_DEFINITIONS
-from tests.support.laptop import CLOCK_SCALE, ROLE, TEST_TRAINING, TestLaptop, until
+from limner.local.trouble import Fault, FaultKind
+from tests.support.laptop import (
+    CLOCK_SCALE,
+    ROLE,
+    TEST_TRAINING,
+    TestLaptop,
+    no_retries,
+    until,
+)
 
 BUCKET = "laptop-jobs"
 
@@ -192,7 +200,19 @@ def test_who_ignores_sigterm_is_killed_after_120_s(laptop: TestLaptop, bucket: s
     until(lambda: log_of(laptop, name), lambda text: "step=1" in text)
     laptop.control.clock(CLOCK_SCALE, timeouts=0.005)  # 120 s become 0.6 s
     laptop.sagemaker.stop_training_job(TrainingJobName=name)
-    assert finished(laptop, name)["TrainingJobStatus"] == "Stopped"
+    job = finished(laptop, name)
+    assert job["TrainingJobStatus"] == "Stopped"
+    (stopping,) = [s for s in job["SecondaryStatusTransitions"] if s["Status"] == "Stopping"]
+    assert (stopping["EndTime"] - stopping["StartTime"]).total_seconds() >= 0.6
+
+
+def test_a_key_that_leads_out_of_the_channel_fails_the_job(laptop: TestLaptop, bucket: str) -> None:
+    laptop.s3.put_object(Bucket=bucket, Key="uploads/eve/r1/../../../escape.png", Body=b"x")
+    request = job_request()
+    source = request["InputDataConfig"][0]["DataSource"]["S3DataSource"]
+    source["S3Uri"] = f"s3://{bucket}/uploads/eve/r1/"
+    job = finished(laptop, create(laptop, request))
+    assert "cannot be a file name" in job["FailureReason"]
 
 
 def test_max_runtime_ends_a_job(laptop: TestLaptop, bucket: str) -> None:
@@ -228,6 +248,14 @@ def test_names_are_used_once(laptop: TestLaptop, bucket: str) -> None:
         ({"Environment": {"E": "x" * 513}}, "less than or equal to 512"),
         ({"OutputDataConfig": {"S3OutputPath": "ftp://x/y"}}, "regular expression|not valid"),
         (
+            {"AlgorithmSpecification": {"TrainingImage": "a:b", "TrainingInputMode": "Pipe"}},
+            "File mode only",
+        ),
+        (
+            {"OutputDataConfig": {"S3OutputPath": "s3://b/k", "CompressionType": "NONE"}},
+            r"model\.tar\.gz only",
+        ),
+        (
             {"AlgorithmSpecification": {"TrainingImage": "a:b", "TrainingInputMode": "File"}},
             "Cannot find repository",
         ),
@@ -258,19 +286,13 @@ def test_list_is_paged_and_filtered(laptop: TestLaptop, bucket: str) -> None:
 
 def test_throttling_strikes_as_often_as_ordered(laptop: TestLaptop, bucket: str) -> None:
     laptop.control.trouble(throttle_next=2)
-    client = laptop.client("sagemaker", config=_once())
+    client = laptop.client("sagemaker", config=no_retries())
     for _ in range(2):
         with pytest.raises(ClientError) as caught:
             client.create_training_job(**job_request())
         assert caught.value.response["Error"]["Code"] == "ThrottlingException"
     client.create_training_job(**job_request())
     assert laptop.control.trouble_left() == {"sagemaker:CreateTrainingJob": 0}
-
-
-def _once() -> Any:
-    from tests.support.laptop import no_retries
-
-    return no_retries()
 
 
 def test_the_quota_of_instances(laptop: TestLaptop, bucket: str) -> None:
@@ -288,13 +310,11 @@ def test_no_capacity_is_a_failed_job_not_an_api_error(laptop: TestLaptop, bucket
 
 
 def test_a_lost_reply_leaves_the_job_behind(laptop: TestLaptop, bucket: str) -> None:
-    from limner.local.trouble import Fault, FaultKind
-
     fault = Fault("sagemaker:CreateTrainingJob", FaultKind.LOST_REPLY)
     laptop.control.trouble(faults=[fault])
     request = job_request()
     with pytest.raises(ClientError, match="InternalServerError"):
-        laptop.client("sagemaker", config=_once()).create_training_job(**request)
+        laptop.client("sagemaker", config=no_retries()).create_training_job(**request)
     assert finished(laptop, request["TrainingJobName"])["TrainingJobStatus"] == "Completed"
 
 
@@ -302,16 +322,24 @@ def test_state_changes_reach_eventbridge(laptop: TestLaptop, bucket: str) -> Non
     queue = laptop.client("sqs")
     url = queue.create_queue(QueueName="job-events")["QueueUrl"]
     events = laptop.client("events")
-    pattern = {"source": ["aws.sagemaker"], "detail": {"TrainingJobStatus": ["Completed"]}}
+    request = job_request()
+    detail = {
+        "TrainingJobName": [request["TrainingJobName"]],
+        "TrainingJobStatus": ["InProgress", "Completed"],
+    }
+    pattern = {"source": ["aws.sagemaker"], "detail": detail}
     events.put_rule(Name="job-events", EventPattern=json.dumps(pattern))
     target = {"Id": "q", "Arn": "arn:aws:sqs:us-east-1:000000000000:job-events"}
     events.put_targets(Rule="job-events", Targets=[target])
-    name = create(laptop, job_request())
-    (message,) = until(
-        lambda: queue.receive_message(QueueUrl=url).get("Messages", []),
-        lambda found: len(found) == 1,
-    )
-    event = json.loads(message["Body"])
-    assert event["detail-type"] == "SageMaker Training Job State Change"
-    assert event["detail"]["TrainingJobName"] == name
+    create(laptop, request)
+    found: list[dict[str, Any]] = []
+
+    def receive() -> list[str]:
+        messages = queue.receive_message(QueueUrl=url).get("Messages", [])
+        found.extend(json.loads(message["Body"]) for message in messages)
+        return [event["detail"]["SecondaryStatus"] for event in found]
+
+    steps = ["Starting", "Downloading", "Training", "Uploading", "Completed"]
+    until(receive, lambda seen: sorted(seen) == sorted(steps))
+    assert {event["detail-type"] for event in found} == {"SageMaker Training Job State Change"}
     events.remove_targets(Rule="job-events", Ids=["q"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -213,6 +214,35 @@ def test_a_stop_does_not_wait_for_an_endpoint_that_starts(tmp_path: Path) -> Non
         endpoint.laptop = after
         assert endpoint.status() == "InService"
         assert endpoint.invoke(endpoint.model("alice"))["loads"] == 1
+    finally:
+        local.stop(tmp_path)
+
+
+def test_a_start_ends_what_a_killed_laptop_left_running(tmp_path: Path) -> None:
+    before = started(tmp_path)
+    killed = before.laptop.pid
+    try:
+        before.s3.create_bucket(Bucket=BUCKET)
+        for key in ("uploads/alice/r1/a.png", "base/tiny-1/x"):
+            before.s3.put_object(Bucket=BUCKET, Key=key, Body=b"x")
+        endpoint = Endpoint(before)
+        serving = endpoint.invoke(endpoint.model("alice"))["pid"]
+        request = job_request(HyperParameters={"behave": "stubborn"})
+        before.sagemaker.create_training_job(**request)
+        until(lambda: job_log(before, request["TrainingJobName"]), lambda text: "step=1" in text)
+        trainers = [line for line in processes_with(str(tmp_path)) if "trainer.py" in line]
+        assert len(trainers) == 1
+    finally:
+        os.kill(killed, signal.SIGKILL)
+        os.waitpid(killed, 0)
+    assert local.running(tmp_path) is None
+    assert Path(f"/proc/{serving}").exists()
+    started(tmp_path)
+    try:
+        left = lambda: [  # noqa: E731
+            line for line in processes_with(str(tmp_path)) if "limner.local.daemon" not in line
+        ]
+        until(left, lambda lines: not lines)
     finally:
         local.stop(tmp_path)
 

@@ -317,7 +317,7 @@ def test_max_delay_bounds_the_back_off(laptop: TestLaptop, bucket: str) -> None:
     began = time.monotonic()
     output(laptop.run(machine(task(CREATE_JOB, job_request(), Retry=retry))))
     # 10 + 20 + 20 + 20 s at one hundredth; without the bound it would be 111 s at least.
-    assert 0.7 <= time.monotonic() - began < 5
+    assert 0.7 <= time.monotonic() - began < 60
 
 
 def test_the_clock_can_be_turned_while_an_execution_waits(laptop: TestLaptop) -> None:
@@ -325,7 +325,7 @@ def test_the_clock_can_be_turned_while_an_execution_waits(laptop: TestLaptop) ->
     execution = laptop.begin(machine(("Wait", {"Type": "Wait", "Seconds": 3600})))
     until(lambda: history(laptop, execution), lambda events: len(events) > 1)
     laptop.control.clock(0.0)
-    output(laptop.finish(execution, deadline_s=5))
+    output(laptop.finish(execution))
 
 
 def test_a_machine_times_out(laptop: TestLaptop) -> None:
@@ -342,10 +342,10 @@ def test_a_function_meets_its_tasks_timeout(laptop: TestLaptop, function: str) -
     lambda_task = task("arn:aws:states:::lambda:invoke", invoke, TimeoutSeconds=1)
     began = time.monotonic()
     assert laptop.run(machine(lambda_task))["error"] == "States.Timeout"
-    assert 1 <= time.monotonic() - began < 7
+    assert time.monotonic() - began >= 1
     # The dial is for jobs: a call keeps its time.
     invoke = {"FunctionName": function, "Payload": {}}
-    output(laptop.run(machine(task("arn:aws:states:::lambda:invoke", invoke, TimeoutSeconds=20))))
+    output(laptop.run(machine(task("arn:aws:states:::lambda:invoke", invoke, TimeoutSeconds=60))))
 
 
 def test_nothing_is_retried_after_the_end(laptop: TestLaptop, bucket: str) -> None:

@@ -96,7 +96,7 @@ class SageMakerApi:
     def _invoke(self, name: str, headers: dict[str, str], body: bytes) -> HttpReply:
         target = headers.get("x-amzn-sagemaker-target-model", "")
         try:
-            reply = self._trouble.call(
+            reply, variant = self._trouble.call(
                 "sagemaker:InvokeEndpoint",
                 json.dumps({"EndpointName": name, "TargetModel": target}),
                 lambda: self._endpoints.invoke(
@@ -112,7 +112,7 @@ class SageMakerApi:
         # In small letters, or ministack "corrects" the type to the control plane's.
         answer = {
             "content-type": reply.content_type,
-            "x-Amzn-Invoked-Production-Variant": "AllTraffic",
+            "x-Amzn-Invoked-Production-Variant": variant,
         }
         return 200, answer, reply.body
 

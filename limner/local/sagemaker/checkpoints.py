@@ -7,6 +7,8 @@ it in S3"; objects added to S3 later are not copied in.
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 from limner.local.objects import Location, Objects
@@ -39,16 +41,25 @@ class CheckpointSync:
         now = self._look()
         for name, seen in now.items():
             if self._uploaded.get(name) != seen:
-                self._objects.upload(self._folder / name, self._target.below(name))
+                try:
+                    self._objects.upload(self._folder / name, self._target.below(name))
+                except FileNotFoundError:
+                    continue  # deleted or renamed since; the next look sees that
+                self._uploaded[name] = seen
         for name in self._uploaded.keys() - now.keys():
             self._objects.delete(self._target.below(name))
-        self._uploaded = now
+            del self._uploaded[name]
 
     def _look(self) -> dict[str, _Seen]:
+        """Size and time of each file; the program may rename and delete meanwhile."""
         found = {}
-        for path in self._folder.rglob("*"):
-            if path.is_file() and not path.is_symlink():
-                stat = path.stat()
-                name = path.relative_to(self._folder).as_posix()
-                found[name] = (stat.st_size, stat.st_mtime_ns)
+        for folder, _, names in os.walk(self._folder):
+            for path in (Path(folder, name) for name in names):
+                try:
+                    status = path.lstat()
+                except FileNotFoundError:
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    name = path.relative_to(self._folder).as_posix()
+                    found[name] = (status.st_size, status.st_mtime_ns)
         return found

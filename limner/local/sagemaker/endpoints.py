@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from limner.local.errors import ServiceError, validation
@@ -13,7 +15,12 @@ from limner.local.layout import REPOSITORY
 from limner.local.objects import Location, Objects
 from limner.local.sagemaker import requests
 from limner.local.sagemaker.arns import ENDPOINT, ENDPOINT_CONFIG, MODEL, arn
-from limner.local.sagemaker.hosting import ContainerDownError, InferenceContainer, Reply
+from limner.local.sagemaker.hosting import (
+    STOP_GRACE_S,
+    ContainerDownError,
+    InferenceContainer,
+    Reply,
+)
 from limner.local.sagemaker.multimodel import MultiModelInstance
 from limner.local.sagemaker.pages import page
 from limner.local.sagemaker.store import Record, Store
@@ -22,6 +29,15 @@ from limner.local.settings import HOST, DaemonSettings, aws_environment
 _log = logging.getLogger("limner.local.endpoints")
 # The laptop's stop does not wait for the 30 s that AWS would give.
 _CLOSE_GRACE_S = 5
+
+
+@dataclass(frozen=True)
+class _Served:
+    """What stands behind an endpoint while it serves."""
+
+    instance: MultiModelInstance
+    container: InferenceContainer
+    variant: str
 
 
 class Endpoints:
@@ -42,7 +58,8 @@ class Endpoints:
         self.configs = Store(folder / "endpoint-configs")
         self.endpoints = Store(folder / "endpoints")
         self._lock = threading.Lock()
-        self._instances: dict[str, tuple[MultiModelInstance, InferenceContainer]] = {}
+        self._served: dict[str, _Served] = {}
+        self._closing = False
         for record in self.endpoints.all():
             # After a restart containers start with their first call, and that one waits for them.
             if record["EndpointStatus"] in ("Creating", "Updating"):
@@ -53,8 +70,13 @@ class Endpoints:
         """CreateModel."""
         requests.check("CreateModel", request)
         container = request.get("PrimaryContainer") or {}
-        if container.get("Mode") != "MultiModel" or "ModelDataUrl" not in container:
-            raise validation("The laptop serves models of Mode MultiModel with a ModelDataUrl.")
+        if (
+            container.get("Mode") != "MultiModel"
+            or not {"Image", "ModelDataUrl"} <= container.keys()
+        ):
+            raise validation(
+                "The laptop serves models of Mode MultiModel with an Image and a ModelDataUrl."
+            )
         Location.parse(container["ModelDataUrl"])
         name = request["ModelName"]
         return {"ModelArn": _add(self.models, MODEL, "ModelName", "ModelArn", name, request)}
@@ -62,8 +84,10 @@ class Endpoints:
     def create_endpoint_config(self, request: dict[str, Any]) -> dict[str, Any]:
         """CreateEndpointConfig."""
         requests.check("CreateEndpointConfig", request)
-        for variant in request["ProductionVariants"]:
-            self.describe_model({"ModelName": variant.get("ModelName", "")})
+        if len(request["ProductionVariants"]) != 1 or "ShadowProductionVariants" in request:
+            raise validation("The laptop serves one variant an endpoint.")
+        (variant,) = request["ProductionVariants"]
+        self.describe_model({"ModelName": variant.get("ModelName", "")})
         name = request["EndpointConfigName"]
         return {
             "EndpointConfigArn": _add(
@@ -133,14 +157,21 @@ class Endpoints:
         return {}
 
     def delete_endpoint(self, request: dict[str, Any]) -> dict[str, Any]:
-        """DeleteEndpoint: stops the container."""
+        """DeleteEndpoint: stops the container and empties the instance's disk."""
         self.describe_endpoint(request)
         self.endpoints.remove(request["EndpointName"])
         self._end_instance(request["EndpointName"])
+        folder = self._settings.layout.endpoints / request["EndpointName"]
+        shutil.rmtree(folder / "models", ignore_errors=True)
         return {}
 
-    def invoke(self, name: str, target: str, body: bytes, content_type: str, accept: str) -> Reply:
+    def invoke(
+        self, name: str, target: str, body: bytes, content_type: str, accept: str
+    ) -> tuple[Reply, str]:
         """InvokeEndpoint; starts the container if a restart of the laptop has ended it.
+
+        Returns:
+            The container's answer, and the name of the variant that gave it.
 
         Raises:
             ServiceError: In the runtime API's words.
@@ -154,8 +185,8 @@ class Endpoints:
             )
         if record["EndpointStatus"] == "Failed":
             raise ServiceError("ValidationError", f"Endpoint {name} is in status Failed.")
-        instance, _ = self._instance(name)
-        return instance.invoke(target, body, content_type, accept)
+        served = self._serve(name)
+        return served.instance.invoke(target, body, content_type, accept), served.variant
 
     def restart_users_of(self, model_name: str) -> None:
         """Ends the instances that serve a model whose definition has changed."""
@@ -167,7 +198,10 @@ class Endpoints:
 
     def close(self) -> None:
         """Ends all containers; the records stay."""
-        for name in list(self._instances):
+        with self._lock:
+            self._closing = True
+            names = list(self._served)
+        for name in names:
             self._end_instance(name, _CLOSE_GRACE_S)
 
     def _begin(self, name: str) -> None:
@@ -178,12 +212,12 @@ class Endpoints:
     def _bring_in_service(self, name: str) -> None:
         status, reason, made = "InService", "", None
         try:
-            made = self._instance(name)
-            made[1].ensure_running()
+            made = self._serve(name)
+            made.container.ensure_running()
         except (ContainerDownError, ServiceError, OSError) as error:
             status, reason = "Failed", f"The primary container did not pass the ping check: {error}"
         with self._lock:
-            if made is not None and self._instances.get(name) is not made:
+            if self._closing or (made is not None and self._served.get(name) is not made):
                 return  # ended meanwhile: deleted, updated, or the laptop stops
         try:
             with self.endpoints.change(name) as record:
@@ -194,15 +228,18 @@ class Endpoints:
         except KeyError:
             _log.info("endpoint %s was deleted before it was in service", name)
 
-    def _instance(self, name: str) -> tuple[MultiModelInstance, InferenceContainer]:
+    def _serve(self, name: str) -> _Served:
         with self._lock:
-            if name not in self._instances:
-                self._instances[name] = self._new_instance(name)
-            return self._instances[name]
+            if self._closing:
+                raise ServiceError("ServiceUnavailable", "The laptop is being stopped.", 503)
+            if name not in self._served:
+                self._served[name] = self._new_instance(name)
+            return self._served[name]
 
-    def _new_instance(self, name: str) -> tuple[MultiModelInstance, InferenceContainer]:
+    def _new_instance(self, name: str) -> _Served:
         config = self.describe_endpoint_config(self.describe_endpoint({"EndpointName": name}))
-        model = self.describe_model(config["ProductionVariants"][0])["PrimaryContainer"]
+        variant = config["ProductionVariants"][0]
+        model = self.describe_model(variant)["PrimaryContainer"]
         folder = self._settings.layout.endpoints / name
         models_root = folder / "models"
         models_root.mkdir(parents=True, exist_ok=True)
@@ -210,21 +247,22 @@ class Endpoints:
             **aws_environment(self._settings),
             "LIMNER_BASE_DIR": str(REPOSITORY / "bases" / "tiny" / "model"),
             "LIMNER_MODELS_ROOT": str(models_root),
+            **model.get("Environment", {}),
+            # Whatever the model wishes, it is not reachable from outside of this machine.
             "LIMNER_BIND_HOST": HOST,
             "SAGEMAKER_MULTI_MODEL": "true",
-            **model.get("Environment", {}),
         }
         command = self._images.command(model["Image"])
         container = InferenceContainer(command, environment, folder / "log")
         prefix = Location.parse(model["ModelDataUrl"])
         instance = MultiModelInstance(name, prefix, self._objects, container, models_root)
-        return instance, container
+        return _Served(instance, container, variant["VariantName"])
 
-    def _end_instance(self, name: str, grace_s: float | None = None) -> None:
+    def _end_instance(self, name: str, grace_s: float = STOP_GRACE_S) -> None:
         with self._lock:
-            found = self._instances.pop(name, None)
+            found = self._served.pop(name, None)
         if found is not None:
-            found[1].stop() if grace_s is None else found[1].stop(grace_s)
+            found.container.stop(grace_s)
 
 
 def _add(

@@ -113,6 +113,8 @@ class InferenceContainer:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
+            if self._stopped:
+                self.stop(0)  # who stopped us meanwhile may not have seen this process
             self._wait_for_ping()
 
     def request(

@@ -62,13 +62,11 @@ class TrainingJobs:
                     f"training job with this name already exists ({arn(TRAINING_JOB, name)})",
                 )
             self._check_quota(request["ResourceConfig"])
-            record = new_record(request)
-            self._platform.store.add(name, record)
-            run = JobRun(name, self._platform)
-            self._runs[name] = run
-        self._platform.announce(record)
-        run.start()
-        return {"TrainingJobArn": record["TrainingJobArn"]}
+            # Who finds the record also finds the run.
+            run = self._runs[name] = JobRun(name, self._platform)
+            self._platform.store.add(name, new_record(request))
+            run.start()
+        return {"TrainingJobArn": arn(TRAINING_JOB, name)}
 
     def describe(self, request: dict[str, Any]) -> Record:
         """DescribeTrainingJob."""
@@ -138,7 +136,9 @@ class TrainingJobs:
     def close(self) -> None:
         """Kills what runs; the records stay as they are, for the next start to fail them."""
         self._platform.closing.set()
-        for run in list(self._runs.values()):
+        with self._creating:
+            runs = list(self._runs.values())
+        for run in runs:
             run.join(_CLOSE_WITHIN_S)
 
     def _check_quota(self, resources: dict[str, Any]) -> None:
@@ -169,6 +169,12 @@ def _check_supported(request: dict[str, Any]) -> None:
     algorithm, resources = request["AlgorithmSpecification"], request["ResourceConfig"]
     if "TrainingImage" not in algorithm:
         raise validation("AlgorithmSpecification.TrainingImage is required on the laptop.")
+    if {"ContainerEntrypoint", "ContainerArguments"} & algorithm.keys():
+        raise validation("The laptop runs the command that was registered for the image.")
+    if algorithm["TrainingInputMode"] != "File":
+        raise validation("The laptop reads channels in File mode only.")
+    if request["OutputDataConfig"].get("CompressionType", "GZIP") != "GZIP":
+        raise validation("The laptop writes model.tar.gz only.")
     if not {"InstanceType", "InstanceCount"} <= resources.keys():
         raise validation("ResourceConfig needs InstanceType and InstanceCount on the laptop.")
     if resources["InstanceCount"] != 1:
@@ -196,6 +202,11 @@ def _check_channel(channel: dict[str, Any]) -> None:
         raise validation("The laptop distributes channels FullyReplicated only.")
     if channel.get("InputMode", "File") != "File":
         raise validation("The laptop reads channels in File mode only.")
+    as_they_are = {
+        channel.get(member, "None") for member in ("CompressionType", "RecordWrapperType")
+    }
+    if as_they_are != {"None"} or "ShuffleConfig" in channel:
+        raise validation("The laptop neither unpacks, wraps nor shuffles channels.")
     Location.parse(source["S3Uri"])
 
 

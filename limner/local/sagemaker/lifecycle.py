@@ -110,18 +110,22 @@ class JobRun:
         return self.platform.settings.layout.jobs / self.name
 
     def _live(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        log = self.folder / "log"
-        log.touch()
-        container = Container(self.folder / "opt-ml", log)
-        end = self._run(container)
-        if end is None:
-            return
-        if end.status != "Failed":
-            shutil.rmtree(container.root, ignore_errors=True)
-        self._move(end.status, end.secondary, end.reason)
-        _log.info("job %s: %s %s", self.name, end.secondary, end.reason)
-        self.done.set()
+        try:
+            self.platform.announce(self._record())
+            self.folder.mkdir(parents=True, exist_ok=True)
+            log = self.folder / "log"
+            log.touch()
+            container = Container(self.folder / "opt-ml", log)
+            end = self._run(container)
+            if end is None:
+                return
+            if end.status != "Failed":
+                shutil.rmtree(container.root, ignore_errors=True)
+            self._move(end.status, end.secondary, end.reason)
+            _log.info("job %s: %s %s", self.name, end.secondary, end.reason)
+        except Exception:  # noqa: BLE001  # the end of the thread; who waits must hear
+            _log.exception("job %s", self.name)
+        self.done.set()  # whatever happened, or who waits would wait for ever
 
     def _run(self, container: Container) -> _Ended | None:
         """Runs the phases; None if the laptop stops meanwhile."""
@@ -270,7 +274,8 @@ class JobRun:
     def _move(self, status: str, secondary: str, reason: str = "") -> None:
         with self.platform.store.change(self.name) as record:
             transition(record, status, secondary, reason)
-        self.platform.announce(self._record())
+            moved = dict(record)  # once it has ended, it may be deleted at any time
+        self.platform.announce(moved)
 
 
 def _failed(reason: str) -> _Ended:

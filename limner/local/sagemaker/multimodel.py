@@ -227,7 +227,7 @@ class MultiModelInstance:
                 raise self._model_error(reply)
 
     def _download(self, target: str, folder: Path) -> None:
-        source = Location(self._prefix.bucket, self._prefix.key + target)
+        source = self._prefix.below(target)
         try:
             answer = self._objects.client.get_object(Bucket=source.bucket, Key=source.key)
         except ClientError as error:

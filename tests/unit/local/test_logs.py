@@ -58,3 +58,23 @@ def test_only_what_changed_goes_up_and_what_is_deleted_goes(tmp_path: Path) -> N
     (tmp_path / "old").unlink()
     sync.run()
     assert sorted(objects.done) == ["+previews/r1/new=22", "-previews/r1/old"]
+
+
+class Renaming(Recorded):
+    """A program renames its file between the look and the upload."""
+
+    def upload(self, path: Path, target: Location) -> None:
+        if path.name == "half":
+            path.rename(path.with_name("whole"))
+        super().upload(path, target)
+
+
+def test_a_file_that_goes_while_it_is_looked_at_is_no_failure(tmp_path: Path) -> None:
+    objects = Renaming({})
+    sync = CheckpointSync(objects, tmp_path, Location("b", "previews/r1"))
+    sync.restore()
+    (tmp_path / "half").write_text("1")
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    sync.run()
+    sync.run()
+    assert objects.done == ["+previews/r1/whole=1"]

@@ -56,7 +56,7 @@ def test_model_not_ready_while_it_loads(tmp_path: Path) -> None:
                 return error.status
 
         assert invoke() == 429
-        assert until(invoke, lambda status: status == 200, 10) == 200
+        assert until(invoke, lambda status: status == 200) == 200
         assert set(refused) == {("ModelNotReadyException", 429)}
         answer = instance.invoke("a/v1.tar.gz", b"{}", "application/json", "*/*")
         assert b'"loads": 1' in answer.body

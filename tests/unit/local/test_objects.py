@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from limner.local.errors import ServiceError
-from limner.local.objects import Location
+from limner.local.objects import Location, _inside
 
 
 @pytest.mark.parametrize(
@@ -33,3 +35,13 @@ def test_below_joins_with_one_slash() -> None:
     assert Location("b", "jobs").below("x").uri == "s3://b/jobs/x"
     assert Location("b", "jobs/").below("x").uri == "s3://b/jobs/x"
     assert Location("b", "").below("x").uri == "s3://b/x"
+
+
+@pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/x", ".."])
+def test_keys_that_lead_out_of_the_folder(key: str) -> None:
+    with pytest.raises(ServiceError, match="cannot be a file name"):
+        _inside(Path("folder"), key)
+
+
+def test_keys_that_only_look_odd() -> None:
+    assert _inside(Path("folder"), "a..b/.c") == Path("folder/a..b/.c")
