@@ -29,6 +29,13 @@ FORMATS: Final = ("PNG", "JPEG", "WEBP")
 # tests/unit/training/test_photos.py): OSError covers "cannot identify" and "truncated".
 _DAMAGED: Final = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
+# Squares of pixels are averaged until a photo is this many times as large as it is kept; the rest
+# is done by a better filter.
+_REDUCING_GAP: Final = 2
+_STRIP_ROWS: Final = 8
+# Where Pillow finds the EXIF orientation of an image.
+_ORIENTATION: Final = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+
 
 def _refusal(code: str, path: Path, reason: str) -> LimnerError:
     # repr keeps control characters of a hostile file name out of logs and records.
@@ -95,22 +102,40 @@ def _check_size(path: Path, width: int, height: int) -> None:
 
 
 def _upright_rgb(image: Image.Image, keep_side_px: int) -> Image.Image:
+    """Decodes; the pixels of a large photo are in memory once, and in no second full copy."""
     scale = max(1.0, min(image.size) / keep_side_px)
-    target = (round(image.width / scale), round(image.height / scale))
     # For JPEG: let the decoder itself skip pixels that would be scaled away; no-op for others.
-    image.draft("RGB", target)
+    image.draft("RGB", (round(image.width / scale), round(image.height / scale)))
     image.load()
-    upright = ImageOps.exif_transpose(image)
-    if upright.has_transparency_data:
-        upright = upright.convert("RGBA")
-        white = Image.new("RGBA", upright.size, "white")
-        upright = Image.alpha_composite(white, upright)
-    rgb = upright.convert("RGB")
-    scale = max(1.0, min(rgb.size) / keep_side_px)
+    scale = max(1.0, min(image.size) / keep_side_px)
+    factor = max(1, int(scale / _REDUCING_GAP))
+    rgb = _flat(image, factor)
     if scale > 1.0:
-        size = (max(1, round(rgb.width / scale)), max(1, round(rgb.height / scale)))
-        rgb = rgb.resize(size, Image.Resampling.LANCZOS)
-    return rgb
+        size = (max(1, round(image.width / scale)), max(1, round(image.height / scale)))
+        # The last row and column of averages may stand for less than a whole square.
+        whole = (0.0, 0.0, image.width / factor, image.height / factor)
+        rgb = rgb.resize(size, Image.Resampling.LANCZOS, box=whole)
+    rgb.info = {name: image.info[name] for name in _ORIENTATION if name in image.info}
+    return ImageOps.exif_transpose(rgb)
+
+
+def _flat(image: Image.Image, factor: int) -> Image.Image:
+    """The image as RGB, transparency laid on white, each square of ``factor`` pixels averaged.
+
+    It is made in strips: a copy in another mode takes as much memory as the photo itself.
+    """
+    transparent = image.has_transparency_data
+    if image.mode == "RGB" and factor == 1 and not transparent:
+        return image
+    flat = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+    for top in range(0, image.height, _STRIP_ROWS * factor):
+        bottom = min(top + _STRIP_ROWS * factor, image.height)
+        strip = image.crop((0, top, image.width, bottom))
+        if transparent:
+            strip = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
+        flat.paste(strip.convert("RGB").reduce(factor), (0, top // factor))
+    return flat
 
 
 def load_photos(folder: Path, *, keep_side_px: int) -> list[Image.Image]:

@@ -3,11 +3,13 @@ from __future__ import annotations
 import io
 import random
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from limner.contracts.errors import LimnerError
 from limner.contracts.training import MAX_PHOTO_BYTES, MAX_PHOTOS
@@ -76,6 +78,33 @@ def test_transparency_becomes_white(tmp_path: Path) -> None:
     path = tmp_path / "cut-out.png"
     Image.new("RGBA", (40, 40), (255, 0, 0, 0)).save(path)
     assert load_photo(path, keep_side_px=64).getpixel((5, 5)) == (255, 255, 255)
+
+
+def test_a_photo_that_is_averaged_first_looks_like_one_that_is_not(tmp_path: Path) -> None:
+    noise = Image.effect_noise((31, 21), 90).resize((901, 603), Image.Resampling.BICUBIC)
+    noise.save(tmp_path / "large.png")
+    photo = load_photo(tmp_path / "large.png", keep_side_px=64)
+    plain = noise.convert("RGB").resize((96, 64), Image.Resampling.LANCZOS)
+    assert photo.size == plain.size
+    apart = [low for _, low in ImageChops.difference(photo, plain).getextrema()]
+    assert max(apart) < 16
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_the_largest_photo_takes_less_than_300_mb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "large.png"
+    Image.new(mode, (8_000, 5_000)).save(path, compress_level=1)
+    program = (
+        "import sys; from pathlib import Path; from training.photos import load_photo;"
+        "load_photo(Path(sys.argv[1]), keep_side_px=128);"
+        "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, check=True, text=True
+    )
+    peak_mb = int(done.stdout) * 1024 / 1e6
+    sys.stdout.write(f"40 megapixels of {mode}: {peak_mb:.0f} MB\n")
+    assert 160 < peak_mb < 300, "the pixels alone take 160 MB"
 
 
 @pytest.mark.parametrize(
