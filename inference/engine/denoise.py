@@ -25,7 +25,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def draw(
-    base: ResidentBase, prompt: str, request: GenerateRequest, stopping: Callable[[], bool]
+    base: ResidentBase, prompt: str, request: GenerateRequest, go_on: Callable[[], None]
 ) -> Pixels:
     """Draws the images of one request, as one batch.
 
@@ -33,15 +33,14 @@ def draw(
         base: The base, with its selection set.
         prompt: The text to draw, with the token filled in.
         request: Everything else; its own ``prompt`` is not read.
-        stopping: Asked before each step; true ends the work.
+        go_on: Called before each step; what it raises ends the work.
 
     Returns:
         ``[images, height, width, 3]``. Image i comes from a generator of its own, seeded with
         seed + i, so it is the same image alone and in a batch (but for rounding).
 
     Raises:
-        LimnerError: ``INVALID_INPUT``, if the base cannot make the size; ``GENERATION_FAILED``,
-            if it was stopped.
+        LimnerError: ``INVALID_INPUT``, if the base cannot make the size; what ``go_on`` raises.
     """
     size = _latent_size(base, request)
     guided = request.guidance > 1
@@ -61,8 +60,7 @@ def draw(
         latents = randn_tensor(shape, generators, base.device, base.dtype)
         latents = latents * scheduler.init_noise_sigma
         for step in scheduler.timesteps:
-            if stopping():
-                raise LimnerError("GENERATION_FAILED", "The server is shutting down.")
+            go_on()
             rows = torch.cat([latents, latents]) if guided else latents
             rows = scheduler.scale_model_input(rows, step)
             noise = base.unet(rows, step, encoder_hidden_states=context, return_dict=False)[0]

@@ -25,8 +25,8 @@ from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
 
 # InvokeEndpoint gives up after 60 s (SageMaker developer guide), so nobody waits for an answer
-# to a request that is older.
-MAX_QUEUE_S: Final = 60.0
+# to a request that is older; whoever is behind it in the queue does.
+MAX_ANSWER_S: Final = 60.0
 # SageMaker gives up on an unload after 360 s; Triton waits up to 350 s, and so do we.
 UNLOAD_TIMEOUT_S: Final = 350.0
 
@@ -168,15 +168,25 @@ class Engine:
         self, model: LoadedModel, request: GenerateRequest, submitted: float
     ) -> Generation:
         queue_ms = _ms_since(submitted)
-        if queue_ms > MAX_QUEUE_S * 1000:
-            raise LimnerError("DEADLINE_EXCEEDED", "The request waited too long in the queue.")
+
+        def go_on() -> None:
+            if self._stopping.is_set():
+                raise LimnerError("GENERATION_FAILED", "The server is shutting down.")
+            if _ms_since(submitted) > MAX_ANSWER_S * 1000:
+                raise LimnerError(
+                    "DEADLINE_EXCEEDED",
+                    f"The images were not drawn {MAX_ANSWER_S:g} s after they were asked for;"
+                    " ask for fewer or smaller images, or fewer steps.",
+                )
+
+        go_on()
         manifest = model.manifest
         # Not str.format: the prompt is the user's, and may hold any braces.
         prompt = request.prompt.replace(TOKEN, manifest.subject_phrase)
         started = time.perf_counter()
         self._base.selection.factors = model.adapter.factors
         try:
-            pixels = draw(self._base, prompt, request, self._stopping.is_set)
+            pixels = draw(self._base, prompt, request, go_on)
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise LimnerError("OUT_OF_MEMORY") from error
         finally:

@@ -1,7 +1,8 @@
 """The engine draws what diffusers draws, and switching adapters leaves nothing behind."""
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,7 @@ def test_adapters_of_other_rank_and_layers_take_turns(
     write_artifact(tmp_path / "small", base_folder, target="attention", rank=2)
     write_artifact(tmp_path / "large", base_folder, target="all", rank=32, seed=1)
     engine.load("small", tmp_path / "small")
-    bare = draw(base, "a photo", REQUEST, lambda: False)
+    bare = draw(base, "a photo", REQUEST, lambda: None)
     alone = generate(engine, "small").pixels
     engine.load("large", tmp_path / "large")
     large = generate(engine, "large").pixels
@@ -117,7 +118,7 @@ def test_adapters_of_other_rank_and_layers_take_turns(
     engine.unload("small")
     engine.unload("large")
     assert base.selection.factors is None
-    assert np.array_equal(draw(base, "a photo", REQUEST, lambda: False), bare)
+    assert np.array_equal(draw(base, "a photo", REQUEST, lambda: None), bare)
 
 
 def test_an_adapter_with_zero_b_changes_nothing(
@@ -126,7 +127,7 @@ def test_an_adapter_with_zero_b_changes_nothing(
     write_artifact(tmp_path / "a", base_folder, target="all", strength=0)
     engine.load("a", tmp_path / "a")
     ours = generate(engine, "a")
-    assert np.array_equal(ours.pixels, draw(base, ours.prompt, REQUEST, lambda: False))
+    assert np.array_equal(ours.pixels, draw(base, ours.prompt, REQUEST, lambda: None))
 
 
 def test_a_base_of_other_latent_channels_is_served(tmp_path: Path) -> None:
@@ -162,10 +163,35 @@ def test_a_request_that_nobody_waits_for_is_not_drawn(
 ) -> None:
     write_artifact(tmp_path / "a", base_folder)
     engine.load("a", tmp_path / "a")
-    monkeypatch.setattr(engine_module, "MAX_QUEUE_S", -1.0)
+    monkeypatch.setattr(engine_module, "MAX_ANSWER_S", -1.0)
     with pytest.raises(LimnerError) as late:
         generate(engine, "a")
     assert late.value.code == "DEADLINE_EXCEEDED"
+
+
+def test_a_drawing_that_nobody_waits_for_any_more_makes_room_for_the_next(
+    engine: Engine, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_artifact(tmp_path / "a", base_folder)
+    engine.load("a", tmp_path / "a")
+    steps = []
+
+    def draw_until_stopped(
+        _base: object, _prompt: str, _request: object, go_on: Callable[[], None]
+    ) -> None:
+        for step in range(1000):
+            steps.append(step)
+            time.sleep(0.01)
+            go_on()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_module, "draw", draw_until_stopped)
+        patch.setattr(engine_module, "MAX_ANSWER_S", 0.1)
+        with pytest.raises(LimnerError) as late:
+            generate(engine, "a")
+    assert late.value.code == "DEADLINE_EXCEEDED"
+    assert 1 <= len(steps) < 1000
+    assert generate(engine, "a").pixels.shape[0] == REQUEST.images
 
 
 def test_running_out_of_memory_is_507_and_gives_the_slot_back(
@@ -191,7 +217,7 @@ def test_a_size_that_the_base_cannot_make_is_refused(base: ResidentBase) -> None
     # Any multiple of 8 passes the contract, but this VAE could be coarser.
     request = REQUEST.model_copy(update={"height": base.pixels_per_latent * 9 + 1})
     with pytest.raises(LimnerError) as refused:
-        draw(base, "a photo", request, lambda: False)
+        draw(base, "a photo", request, lambda: None)
     assert refused.value.code == "INVALID_INPUT"
 
 
