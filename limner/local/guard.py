@@ -3,7 +3,9 @@
 The loopback interface keeps other machines out, but not the browser on this one: any page could
 send requests to the port, ministack allows every origin, and whoever may create a Lambda function
 may run code. So requests that come from a page of another host, or that name a host that is not
-this machine (DNS rebinding), are refused. boto3, the aws CLI and Limner send no Origin.
+this machine (DNS rebinding), are refused. boto3, the aws CLI and Limner send no Origin. Nor do
+browsers with an image or a link, which suffice for AWS's query APIs (``GET /?Action=…``); but they
+say that it comes from another site.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ def guarded(application: Application) -> Application:
 def _is_welcome(scope: Message) -> bool:
     headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
     host = urlsplit(f"//{headers.get(b'host', '')}").hostname
+    if not is_this_machine(host or ""):
+        return False
     origin = headers.get(b"origin")
-    return is_this_machine(host or "") and (
-        origin is None or is_this_machine(urlsplit(origin).hostname or "")
-    )
+    if origin is None:
+        return headers.get(b"sec-fetch-site") != "cross-site"
+    return is_this_machine(urlsplit(origin).hostname or "")

@@ -119,11 +119,12 @@ class Trouble:
 
     def left(self) -> dict[str, int | None]:
         """How often each fault will still strike, by operation; None is for ever."""
+        sums: dict[str, int | None] = {}
         with self._lock:
-            return {
-                fault.operation: left
-                for fault, left in zip(self._plan.faults, self._left, strict=True)
-            }
+            for fault, left in zip(self._plan.faults, self._left, strict=True):
+                before = sums.get(fault.operation, 0)
+                sums[fault.operation] = None if before is None or left is None else before + left
+        return sums
 
     def call(self, operation: str, request: str, call: Callable[[], Reply]) -> Reply:
         """Makes a call, or not, as the plan wants it.

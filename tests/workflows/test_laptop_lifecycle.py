@@ -98,6 +98,13 @@ def test_it_listens_on_loopback_only(laptop: TestLaptop) -> None:
     assert listening_addresses(laptop.laptop.pid) == {"0100007F"}
 
 
+def test_containers_listen_on_loopback_only(laptop: TestLaptop) -> None:
+    endpoint = Endpoint(laptop, LIMNER_BIND_HOST="0.0.0.0")  # noqa: S104  # must be without effect
+    container = endpoint.invoke(endpoint.model("alice"))["pid"]
+    assert listening_addresses(container) == {"0100007F"}
+    endpoint.delete()
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -106,6 +113,10 @@ def test_it_listens_on_loopback_only(laptop: TestLaptop) -> None:
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
         ({"Host": "evil.example"}, 403),
+        # An image or a link on a page carries no Origin.
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost:8000"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
     ],
 )
 def test_web_pages_are_kept_out(laptop: TestLaptop, headers: dict[str, str], status: int) -> None:

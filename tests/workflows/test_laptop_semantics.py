@@ -83,19 +83,22 @@ def function(session_laptop: TestLaptop) -> str:
         "    time.sleep(event.get('sleep_s', 0))\n"
         "    return {'seen': event, 'blob': 'x' * event.get('blob', 0)}\n"
     )
+    return str(create_function(session_laptop, code)["FunctionName"])
+
+
+def create_function(laptop: TestLaptop, code: str) -> Any:
+    """A Lambda function of one module with a ``handler``."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("app.py", code)
-    name = f"fn-{uuid.uuid4().hex[:8]}"
-    session_laptop.client("lambda").create_function(
-        FunctionName=name,
+    return laptop.client("lambda").create_function(
+        FunctionName=f"fn-{uuid.uuid4().hex[:8]}",
         Runtime="python3.11",
         Role=ROLE,
         Handler="app.handler",
         Code={"ZipFile": buffer.getvalue()},
-        Timeout=20,
+        Timeout=60,
     )
-    return name
 
 
 # sagemaker:createTrainingJob.sync
@@ -489,42 +492,24 @@ def test_start_execution_is_idempotent_while_it_runs(laptop: TestLaptop) -> None
         laptop.states.start_execution(**start)
 
 
-def test_status_changes_start_a_function(laptop: TestLaptop) -> None:
+def test_status_changes_start_a_function(laptop: TestLaptop, table: str) -> None:
     """A rule on ABORTED, TIMED_OUT, FAILED reaches a Lambda function with AWS's event."""
-    dynamodb = laptop.client("dynamodb")
-    name = f"seen-{uuid.uuid4().hex[:8]}"
-    dynamodb.create_table(
-        TableName=name,
-        KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}],
-        AttributeDefinitions=[{"AttributeName": "pk", "AttributeType": "S"}],
-        BillingMode="PAY_PER_REQUEST",
-    )
     code = (
         "import boto3, json\n"
         "def handler(event, context):\n"
-        f"    boto3.client('dynamodb').put_item(TableName='{name}', Item={{\n"
+        f"    boto3.client('dynamodb').put_item(TableName='{table}', Item={{\n"
         "        'pk': {'S': event['detail']['executionArn']},\n"
         "        'event': {'S': json.dumps(event)}})\n"
     )
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("app.py", code)
-    function = laptop.client("lambda").create_function(
-        FunctionName=name,
-        Runtime="python3.11",
-        Role=ROLE,
-        Handler="app.handler",
-        Code={"ZipFile": buffer.getvalue()},
-        Timeout=20,
-    )
-    events = laptop.client("events")
+    function = create_function(laptop, code)
+    events, scan = laptop.client("events"), laptop.client("dynamodb").scan
     pattern = {
         "source": ["aws.states"],
         "detail-type": ["Step Functions Execution Status Change"],
         "detail": {"status": ["ABORTED", "TIMED_OUT", "FAILED"]},
     }
-    events.put_rule(Name=name, EventPattern=json.dumps(pattern))
-    events.put_targets(Rule=name, Targets=[{"Id": "f", "Arn": function["FunctionArn"]}])
+    events.put_rule(Name=table, EventPattern=json.dumps(pattern))
+    events.put_targets(Rule=table, Targets=[{"Id": "f", "Arn": function["FunctionArn"]}])
 
     laptop.control.clock(1.0, timeouts=0.01)
     wait = ("Wait", {"Type": "Wait", "Seconds": 1000})
@@ -532,7 +517,7 @@ def test_status_changes_start_a_function(laptop: TestLaptop) -> None:
     late = laptop.begin(machine(wait, TimeoutSeconds=10))
     failed = laptop.begin(machine(("Fail", {"Type": "Fail", "Error": "E", "Cause": "c"})))
     laptop.states.stop_execution(executionArn=stopped, error="Why", cause="because")
-    found = until(lambda: dynamodb.scan(TableName=name)["Items"], lambda items: len(items) == 3)
+    found = until(lambda: scan(TableName=table)["Items"], lambda items: len(items) == 3)
     seen = {item["pk"]["S"]: json.loads(item["event"]["S"]) for item in found}
     statuses = {arn: event["detail"]["status"] for arn, event in seen.items()}
     assert statuses == {stopped: "ABORTED", late: "TIMED_OUT", failed: "FAILED"}
@@ -540,4 +525,4 @@ def test_status_changes_start_a_function(laptop: TestLaptop) -> None:
     assert event["source"] == "aws.states"
     assert json.loads(event["detail"]["input"]) == {"request_id": "r1"}
     assert event["detail"]["stopDate"] >= event["detail"]["startDate"] > 1e12
-    events.remove_targets(Rule=name, Ids=["f"])
+    events.remove_targets(Rule=table, Ids=["f"])

@@ -37,6 +37,14 @@ def test_a_fault_for_ever() -> None:
     assert trouble.left() == {CREATE: None}
 
 
+def test_what_is_left_of_faults_on_one_operation_is_added_up() -> None:
+    trouble = Trouble()
+    trouble.set(Plan(faults=(Fault(CREATE, times=2), Fault(CREATE, times=1), Fault("sns:Publish"))))
+    assert trouble.left() == {CREATE: 3, "sns:Publish": 1}
+    trouble.set(Plan(faults=(Fault(CREATE, times=None), Fault(CREATE))))
+    assert trouble.left() == {CREATE: None}
+
+
 def test_a_fault_aims_at_requests() -> None:
     trouble = Trouble()
     trouble.set(Plan(faults=(Fault("sns:Publish", code="X", matching="alice"),)))
