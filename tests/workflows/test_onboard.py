@@ -317,6 +317,7 @@ def test_a_model_that_went_live_meanwhile_is_not_trained_again(stack: Stack) -> 
     [
         ("dynamodb:UpdateItem", "attempt"),  # ClaimRequest
         ("dynamodb:UpdateItem", "last_version"),  # ReserveVersion
+        ("dynamodb:UpdateItem", "job_name"),  # RecordAttempt
         ("dynamodb:TransactWriteItems", "artifact_key"),  # RecordModel
         ("dynamodb:TransactWriteItems", "live_version"),  # ActivateModel
         ("s3:CopyObject", ""),  # PublishArtifact
@@ -335,6 +336,34 @@ def test_a_write_whose_reply_was_lost_is_recognised(
     model = stack.model(wish)
     assert model is not None
     assert model["last_version"] == 1
+
+
+def test_a_lost_reply_on_the_way_through_missing_capacity_is_recognised(stack: Stack) -> None:
+    stack.laptop.control.trouble(
+        capacity_failures=1,
+        faults=[
+            Fault(
+                "dynamodb:UpdateItem", kind=FaultKind.LOST_REPLY, matching="SET #status = :waiting"
+            )
+        ],
+    )
+    wish = stack.wish()
+    execution = stack.onboard(wish)
+    assert stack.laptop.control.trouble_left() == {"dynamodb:UpdateItem": 0}
+    assert_ready(stack, wish, execution)
+    assert len(stack.jobs(wish)) == 2
+
+
+def test_a_lost_reply_of_a_user_who_is_ready_is_recognised(stack: Stack) -> None:
+    first = stack.wish()
+    assert_ready(stack, first, stack.onboard(first))
+    stack.laptop.control.trouble(
+        faults=[Fault("dynamodb:UpdateItem", kind=FaultKind.LOST_REPLY, matching="already_ready")]
+    )
+    second = stack.wish(user_id=first.user_id)
+    assert stack.onboard(second)["status"] == "SUCCEEDED"
+    assert stack.laptop.control.trouble_left() == {"dynamodb:UpdateItem": 0}
+    assert stack.request(second)["status"] == "READY"
 
 
 def test_a_lost_condition_fails_without_touching_the_winner(stack: Stack) -> None:
