@@ -165,6 +165,9 @@ class MultiModelInstance:
             with self._lock:
                 model.in_use -= 1
                 model.used_at = time.monotonic()
+                failed = loading.done() and loading.exception() is not None
+                if failed and model.in_use == 0 and model.loading is loading:
+                    del self._models[target]  # names that lead nowhere must not pile up
                 self._lock.notify_all()
 
     def _claim(self, target: str) -> tuple[_Model, Future[None]]:
