@@ -25,8 +25,9 @@ class StageSettings(BaseSettings):
         training_image: The training program's image; a stack parameter without default if empty.
         inference_image: The endpoint's image, likewise.
         training_instance_type: The machine a training job runs on.
-        endpoint_instance_type: The machine the endpoint runs on; multi-model endpoints with a GPU
-            take single-GPU instances only (SageMaker developer guide).
+        endpoint_instance_type: The machine the endpoint runs on. One without a GPU: on a GPU, a
+            multi-model endpoint takes NVIDIA Triton alone for a container (SageMaker developer
+            guide, "Supported algorithms, frameworks, and instances"), and ours is no Triton yet.
         endpoint_instances: Number of machines behind the endpoint.
         image_repositories: Names of the ECR repositories that the images come from; where the
             right to pull ends.
@@ -41,7 +42,7 @@ class StageSettings(BaseSettings):
     training_image: str = ""
     inference_image: str = ""
     training_instance_type: InstanceType = "ml.g5.xlarge"
-    endpoint_instance_type: InstanceType = "ml.g5.xlarge"
+    endpoint_instance_type: InstanceType = "ml.m5.xlarge"
     endpoint_instances: int = Field(default=1, ge=1, le=100)
     image_repositories: str = "limner/*"
     photo_days: int = Field(default=30, ge=1, le=3_650)
