@@ -75,7 +75,10 @@ def _show_request(limner: Limner, user: str, request_id: str, *, as_json: bool) 
     }
     lines = describe(progress)
     if request.error is not None:
-        lines += [f"     {request.error.code} {request.error.message}"]
+        lines += [
+            f"     {request.error.code} {request.error.message}",
+            f"     Fix: {request.error.to_error().spec.fix}",
+        ]
     output.result(document, lines, as_json=as_json, next_command=["limner", "graph", request_id])
 
 

@@ -203,6 +203,17 @@ def test_status_of_one_request_shows_its_states(aws: World, shell: Shell) -> Non
     assert "REQUEST_NOT_FOUND" in other.stderr
 
 
+def test_status_of_a_failed_request_says_what_to_do(aws: World, shell: Shell) -> None:
+    shell.photos(3)
+    words = ("onboard", "alice", "photos", "--no-wait")
+    request = aws.limner.request(shell.json(*words)["request"]["request_id"])
+    failure = RequestFailure(code="TRAINING_DIVERGED", message="loss is nan at step 3")
+    aws.move(request, status="FAILED", error=failure)
+    result = shell("status", "alice", "--request", request.request_id)
+    assert "TRAINING_DIVERGED loss is nan at step 3" in result.stdout
+    assert "Fix: Lower the learning rate." in result.stdout
+
+
 # Generating and drawing.
 
 
