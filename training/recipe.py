@@ -180,12 +180,16 @@ def learning_rate_share(step: int, steps: int) -> float:
 def augment(
     photos: Sequence[Image.Image], times: int, side_px: int, draw: torch.Generator
 ) -> list[Image.Image]:
-    """Random square crops, half of them mirrored: ``times`` of each photo, ``side_px`` wide."""
+    """Random square crops: ``times`` of each photo, ``side_px`` wide.
+
+    Nothing is mirrored: a subject with a handle on one side, or with letters, is not its own mirror
+    image, and the tiny base's mug grew two handles.
+    """
     images = []
     for photo in photos:
         shorter = min(photo.size)
         for _ in range(times):
-            size_draw, x_draw, y_draw, mirror = torch.rand(4, generator=draw).tolist()
+            size_draw, x_draw, y_draw = torch.rand(3, generator=draw).tolist()
             side = max(1, int(shorter * (MIN_CROP + (1 - MIN_CROP) * size_draw)))
             left = int(x_draw * (photo.width - side + 1))
             top = int(y_draw * (photo.height - side + 1))
@@ -194,8 +198,6 @@ def augment(
                 Image.Resampling.LANCZOS,
                 box=(left, top, left + side, top + side),
             )
-            if mirror < 0.5:
-                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             images.append(image)
     return images
 

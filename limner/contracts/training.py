@@ -40,7 +40,7 @@ class TrainingConfig(BaseModel):
             feed-forward and projections) or ``all`` (those and the convolutions).
         token: The word that stands for the subject in prompts.
         subject: What the subject is, in one or two words; empty where the base shall not be told.
-        augmentations: Random crops and flips of each photo that are encoded and cached.
+        augmentations: Random crops of each photo that are encoded and cached.
         preview_prompts: Prompts rendered right after training; ``{token}`` is filled in.
         preview_steps: Denoising steps of a preview image.
         preview_guidance: Guidance scale of a preview image.
