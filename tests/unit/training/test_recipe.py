@@ -184,7 +184,8 @@ def test_what_to_predict_is_the_bases_choice(base_dir: Path, kind: str) -> None:
 
 
 def test_crops_are_squares_of_the_bases_size() -> None:
-    images = augment(photos(), 5, 32, torch.Generator().manual_seed(0))
+    config = TrainingConfig(augmentations=5)
+    images = augment(photos(), config, 32, torch.Generator().manual_seed(0))
     assert [image.size for image in images] == [(32, 32)] * 15
     assert len({image.tobytes() for image in images}) == 15
 
