@@ -18,8 +18,8 @@ RequestId = Annotated[str, AfterValidator(keys.check_request_id)]
 class OnboardingInput(BaseModel):
     """Input of the state machine ``onboard``: references and the training config.
 
-    No photo and no name travels here, but the config's preview prompts and subject do, and AWS keeps
-    an execution's input for 90 days: an app must not put personal text into them.
+    No photo and no name travels here, but the config's preview prompts and subject do, and AWS
+    keeps an execution's input for 90 days: an app must not put personal text into them.
 
     Every field is always present: a JSONPath that selects nothing ends an execution with
     States.Runtime.
