@@ -44,11 +44,11 @@ SEED = 7
 # Caption below the picture, prompt.
 PROMPTS = (
     ("a photo of {token}", "a photo of {token}"),
-    ("the same, next seed", "a photo of {token}"),
-    ("… on a red background", "a photo of {token} on a red background"),
+    ("the next seed", "a photo of {token}"),
     ("… on the beach", "a photo of {token} on the beach"),
     ("… in the snow", "a photo of {token} in the snow"),
     ("… under water", "a photo of {token} under water"),
+    ("… on a purple background", "a photo of {token} on a purple background"),
 )
 
 
@@ -165,9 +165,7 @@ def pictures_of(limner: Limner, user: str) -> list[tuple[bytes, str]]:
     return pictures
 
 
-def cost_on_aws(
-    limner: Limner, finished: dict[str, Progress], drawing_s: float
-) -> dict[str, object]:
+def cost_on_aws(limner: Limner, finished: dict[str, Progress]) -> dict[str, object]:
     """What the same seconds would cost on AWS, from the dated price file."""
     prices = json.loads((resources.files("limner") / "prices.json").read_text())
     hour = prices["instance_hour"][INSTANCE]

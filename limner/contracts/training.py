@@ -53,15 +53,15 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = Field(default=0, ge=0, lt=2**31)
-    steps: int = Field(default=300, ge=1, le=20_000)
+    steps: int = Field(default=200, ge=1, le=20_000)
     batch_size: int = Field(default=8, ge=1, le=64)
-    learning_rate: float = Field(default=2e-3, gt=0, le=1, allow_inf_nan=False)
-    rank: int = Field(default=16, ge=1, le=256)
+    learning_rate: float = Field(default=5e-3, gt=0, le=1, allow_inf_nan=False)
+    rank: int = Field(default=32, ge=1, le=256)
     target: Literal["attention", "transformer", "all"] = "all"
     token: Annotated[str, StringConstraints(pattern=r"^[a-z]{2,12}$")] = "sks"  # noqa: S105
     subject: Annotated[str, StringConstraints(pattern=r"^[a-z]*( [a-z]+)?$", max_length=40)] = ""
     augmentations: int = Field(default=16, ge=1, le=256)
-    min_crop: float = Field(default=0.92, gt=0, le=1, allow_inf_nan=False)
+    min_crop: float = Field(default=0.94, gt=0, le=1, allow_inf_nan=False)
     preview_prompts: tuple[Prompt, ...] = Field(
         default=("a photo of {token}", "a photo of {token} on a blue background"), max_length=8
     )
