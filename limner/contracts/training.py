@@ -53,7 +53,7 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = Field(default=0, ge=0, lt=2**31)
-    steps: int = Field(default=200, ge=1, le=20_000)
+    steps: int = Field(default=160, ge=1, le=20_000)
     batch_size: int = Field(default=8, ge=1, le=64)
     learning_rate: float = Field(default=5e-3, gt=0, le=1, allow_inf_nan=False)
     rank: int = Field(default=32, ge=1, le=256)
