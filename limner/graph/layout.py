@@ -8,7 +8,8 @@ of a line each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -108,12 +109,32 @@ def arrange(machine: Machine, sizes: Mapping[str, tuple[float, float]]) -> Layou
         The layout; the same input gives the same one.
     """
     railed = _railed(machine.edges)
-    free = [edge for edge in machine.edges if edge not in railed]
-    boxes, routes = _layered(free + _anchors(railed), machine.spine, sizes)
+    main = set(machine.spine)
+    steps = set(itertools.pairwise(machine.spine))
+    ways_in = {(edge.source, edge.target) for edge in machine.edges if edge.target in main}
+    # graphlay's heuristics depend on the order of the edges and on which of them are heavy; a
+    # layout takes some milliseconds, so we ask for a few, and take the straightest, then narrowest.
+    orders = (machine.edges, sorted(machine.edges, key=lambda edge: edge.source in main))
+    layouts = [
+        _completed(_layered(_without_rails(order, railed), heavy, sizes), railed)
+        for order in orders
+        for heavy in (steps, steps | ways_in)
+    ]
+    return min(layouts, key=lambda layout: (_bend(machine.spine, layout), layout.width))
+
+
+def _completed(placed: tuple[dict[str, Box], list[Route]], railed: Sequence[Edge]) -> Layout:
+    boxes, routes = placed
     drawn = [route for route in routes if route.edge not in railed]
     drawn = _with_leaves_straight(drawn, boxes)
     drawn += _rails(railed, boxes)
     return _moved_to_origin(boxes, drawn)
+
+
+def _bend(spine: Sequence[str], layout: Layout) -> int:
+    """How far the main path leaves the straight line, in whole px."""
+    middles = [layout.boxes[name].middle[0] for name in spine if name in layout.boxes]
+    return round(max(middles, default=0.0) - min(middles, default=0.0))
 
 
 def _railed(edges: Sequence[Edge]) -> list[Edge]:
@@ -124,21 +145,23 @@ def _railed(edges: Sequence[Edge]) -> list[Edge]:
     return [one for group in catchers.values() if len(group) >= RAIL_FROM for one in group]
 
 
-def _anchors(railed: Sequence[Edge]) -> list[Edge]:
-    """The last edge of each rail, which the layout heeds so that the rail leads down."""
-    return list({edge.target: edge for edge in railed}.values())
+def _without_rails(edges: Sequence[Edge], railed: Sequence[Edge]) -> list[Edge]:
+    """The edges to lay out: of each rail the last one only, so that the rail leads down."""
+    anchors = {edge.target: edge for edge in edges if edge in railed}
+    return [*(edge for edge in edges if edge not in railed), *anchors.values()]
 
 
 def _layered(
-    edges: Sequence[Edge], spine: Sequence[str], sizes: Mapping[str, tuple[float, float]]
+    edges: Sequence[Edge],
+    heavy: Container[tuple[str, str]],
+    sizes: Mapping[str, tuple[float, float]],
 ) -> tuple[dict[str, Box], list[Route]]:
-    main = set(spine)
     graph = graphlay.Graph()
     for name, (width, height) in sizes.items():
         graph.node(name, width=width, height=height)
     for edge in edges:
         weight = _CATCH_WEIGHT if edge.kind is EdgeKind.CATCH else _NEXT_WEIGHT
-        if edge.kind is EdgeKind.NEXT and edge.target in main:
+        if edge.kind is EdgeKind.NEXT and (edge.source, edge.target) in heavy:
             weight = _SPINE_WEIGHT
         graph.edge(edge.source, edge.target, weight=weight)
     placed = graphlay.layout(graph, preset="process_map", options=dict(_OPTIONS))
