@@ -19,10 +19,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-import boto3
-
 from limner import local
-from limner.client import Limner
+from limner.cli.target import connect_laptop
 from limner.local.control import Control
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,8 +79,7 @@ def laptop_figures() -> dict[str, object]:
         start = time.perf_counter()
         laptop = local.start(project)
         figures["laptop_start_and_deploy_s"] = round(time.perf_counter() - start, 2)
-        session = boto3.Session("test", "test", region_name="us-east-1")
-        limner = Limner.connect("local", session=session, endpoint_url=laptop.endpoint_url)
+        limner = connect_laptop(laptop)
 
         start = time.perf_counter()
         request = limner.onboard("bench", sorted(PHOTOS.glob("*.png")))

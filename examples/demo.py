@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-import boto3
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -27,6 +26,7 @@ from rich.text import Text
 
 from examples.pictures import Row, draw_comparison
 from limner import local
+from limner.cli.target import connect_laptop
 from limner.cli.view import note_of
 from limner.client import Limner, Progress
 from limner.contracts.errors import LimnerError
@@ -62,15 +62,6 @@ class Stopwatch:
     def lap(self, name: str, since: float) -> None:
         """Records a part that began at ``since`` (``time.monotonic``)."""
         self.seconds[name] = round(time.monotonic() - since, 1)
-
-
-def session() -> boto3.Session:
-    """The laptop's credentials and region."""
-    return boto3.Session(
-        aws_access_key_id="test",
-        aws_secret_access_key="test",  # noqa: S106 - what every emulator takes
-        region_name="us-east-1",
-    )
 
 
 def base_answers() -> list[bytes]:
@@ -202,7 +193,7 @@ def main() -> int:
     laptop = local.start(OUT / "laptop")
     try:
         watch.lap("laptop start and deployment", moment)
-        limner = Limner.connect("local", session=session(), endpoint_url=laptop.endpoint_url)
+        limner = connect_laptop(laptop)
         with ThreadPoolExecutor(max_workers=1) as pool:
             moment = time.monotonic()
             answers = pool.submit(base_answers)
