@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from limner.contracts.errors import LimnerError
-from limner.contracts.training import (
+from limner.contracts.limits import (
     MAX_PHOTO_BYTES,
     MAX_PHOTO_PIXELS,
     MAX_PHOTOS,

@@ -4,6 +4,7 @@ The state machine and the Lambda functions write the same rows; all status write
 conditions of ``limner.contracts.statuses``, so a request's status only moves forward::
 
     client      put QUEUED if new           cancel if not claimed
+    register    put REGISTERED if new ── QUEUED
     machine            claim (owner = me) ── TRAINED ── READY      if owner = me
     rule                                                FAILED | CANCELLED if not ended
 
@@ -12,6 +13,7 @@ Methods raise botocore's ``ClientError`` as it comes; ``limner.client`` translat
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 BY_USER: Final = "by_user"
+# What waits for ``dispatch``, and what has not ended; both are sparse, and spread over shards.
+QUEUE: Final = "queue"
+OPEN: Final = "open"
+# A record outlives what people ask about; then DynamoDB deletes it.
+RECORD_DAYS: Final = 400
 
 Item = Mapping[str, Any]
 
@@ -62,6 +69,7 @@ class RequestFailure(BaseModel):
         code: A code of the error registry.
         message: The case at hand.
         retryable: Whether the same onboarding can succeed later.
+        fault: Whose it is: ``caller``, ``aws`` or ``limner``.
         fix: What to do about it.
     """
 
@@ -70,6 +78,7 @@ class RequestFailure(BaseModel):
     code: str
     message: str = ""
     retryable: bool = False
+    fault: str = ""
     fix: str = ""
 
     def to_error(self) -> LimnerError:
@@ -89,6 +98,13 @@ class Request(_Row):
         status: Where it stands.
         created_at: ISO 8601, UTC.
         updated_at: ISO 8601, UTC; the last change of the status.
+        shard: Which partition of the indexes it is in.
+        open: The shard, until it ends; puts it into the index of requests that have not ended.
+        queue: The shard, while it waits for ``dispatch``; puts it into the index of the queue.
+        queued_at: ISO 8601, UTC; when it entered the queue.
+        retrain: Whether to train a new version when the model is ready already.
+        steps: Optimizer steps of its config.
+        expires_at: Seconds since 1970; when DynamoDB deletes the record.
         photos: Number of different photos.
         input_digest: SHA-256 of everything asked for; tells a repeat from a conflict.
         owner: ARN of the execution that holds the request; absent while QUEUED.
@@ -105,6 +121,13 @@ class Request(_Row):
     status: RequestStatus
     created_at: str
     updated_at: str
+    shard: str = ""
+    open: str | None = None
+    queue: str | None = None
+    queued_at: str | None = None
+    retrain: bool = False
+    steps: int = 0
+    expires_at: int | None = None
     photos: int = 0
     input_digest: str = ""
     owner: str | None = None
@@ -113,6 +136,50 @@ class Request(_Row):
     job_name: str | None = None
     already_ready: bool = False
     error: RequestFailure | None = None
+
+    @classmethod
+    def new(
+        cls,
+        request_id: str,
+        user_id: str,
+        model_id: str,
+        *,
+        retrain: bool,
+        steps: int,
+        photos: int,
+        input_digest: str,
+        queued: bool,
+    ) -> Self:
+        """A QUEUED request that has all its photos.
+
+        Args:
+            request_id: Its name.
+            user_id: Whose model.
+            model_id: Which of the user's models.
+            retrain: Whether to train a new version when the model is ready already.
+            steps: Optimizer steps of its config.
+            photos: Number of different photos.
+            input_digest: SHA-256 of everything asked for.
+            queued: Whether it waits for ``dispatch``, instead of being started by the caller.
+        """
+        created_at, shard = now(), keys.shard_of(user_id)
+        return cls(
+            request_id=request_id,
+            user_id=user_id,
+            model_id=model_id,
+            status=RequestStatus.QUEUED,
+            created_at=created_at,
+            updated_at=created_at,
+            shard=shard,
+            open=shard,
+            queue=shard if queued else None,
+            queued_at=created_at if queued else None,
+            retrain=retrain,
+            steps=steps,
+            expires_at=int(time.time()) + RECORD_DAYS * 86_400,
+            photos=photos,
+            input_digest=input_digest,
+        )
 
     @property
     def has_ended(self) -> bool:
@@ -257,12 +324,16 @@ class Registry:
             self._dynamodb.update_item(
                 TableName=self._requests,
                 Key={"request_id": {"S": keys.check_request_id(request_id)}},
-                UpdateExpression="SET #status = :to, #error = :error, updated_at = :now",
+                UpdateExpression=(
+                    "SET #status = :to, #error = :error, updated_at = :now REMOVE #open, #queue"
+                ),
                 ConditionExpression=f"{allowed} AND attribute_not_exists(#owner)",
                 ExpressionAttributeNames={
                     "#status": "status",
                     "#error": "error",
                     "#owner": "owner",
+                    "#open": "open",
+                    "#queue": "queue",
                 },
                 ExpressionAttributeValues={
                     **values,

@@ -15,7 +15,7 @@ from typing import Final
 from PIL import Image, ImageOps
 
 from limner.contracts.errors import LimnerError
-from limner.contracts.training import (
+from limner.contracts.limits import (
     MAX_PHOTO_BYTES,
     MAX_PHOTO_PIXELS,
     MAX_PHOTOS,

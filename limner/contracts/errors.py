@@ -8,7 +8,9 @@ help, one sentence, and a fix. ASL error names, Lambda errors, HTTP bodies, CLI 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
+
+Fault = Literal["caller", "aws", "limner"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,8 @@ class ErrorSpec:
         retryable: Whether the same call can succeed later without a change by the user.
         summary: One sentence that says what happened.
         fix: One sentence that says what to do about it.
+        fault: Whose it is: ``caller`` (the user's data, or the app's call), ``aws`` (rates, quotas,
+            capacity, the service itself) or ``limner`` (our code, our base, our deployment).
     """
 
     code: str
@@ -28,12 +32,19 @@ class ErrorSpec:
     retryable: bool
     summary: str
     fix: str
+    fault: Fault
 
 
 def _spec(
-    code: str, http_status: int, summary: str, fix: str, *, retryable: bool = False
+    code: str,
+    http_status: int,
+    summary: str,
+    fix: str,
+    *,
+    retryable: bool = False,
+    fault: Fault = "caller",
 ) -> ErrorSpec:
-    return ErrorSpec(code, http_status, retryable, summary, fix)
+    return ErrorSpec(code, http_status, retryable, summary, fix, fault)
 
 
 _SPECS: Final = (
@@ -126,6 +137,20 @@ _SPECS: Final = (
         "The work took longer than its deadline allows.",
         "Try again; if it happens again, raise the timeout or lower the number of steps.",
         retryable=True,
+        fault="aws",
+    ),
+    _spec(
+        "UPLOAD_INCOMPLETE",
+        409,
+        "Photos that were registered have not arrived, or are not the ones that were promised.",
+        "Upload the files that the message names, and submit the request again.",
+        retryable=True,
+    ),
+    _spec(
+        "UPLOAD_EXPIRED",
+        410,
+        "The photos of a registered request never came.",
+        "Register the request anew, and upload the photos within a day.",
     ),
     # Training.
     _spec(
@@ -134,6 +159,7 @@ _SPECS: Final = (
         "AWS refused calls because there were too many.",
         "Try again later; bursts of requests belong in the requests queue.",
         retryable=True,
+        fault="aws",
     ),
     _spec(
         "QUOTA_EXCEEDED",
@@ -141,6 +167,7 @@ _SPECS: Final = (
         "The account's quota of training instances is full.",
         "Try again when running jobs have ended, or ask AWS for a higher quota.",
         retryable=True,
+        fault="aws",
     ),
     _spec(
         "NO_CAPACITY",
@@ -148,18 +175,29 @@ _SPECS: Final = (
         "AWS had no free machine of the asked type.",
         "Try again later, or allow another instance type.",
         retryable=True,
+        fault="aws",
     ),
     _spec(
         "TRAINING_FAILED",
         500,
         "The training program failed.",
         "Read the reason and the job's log; the photos are kept.",
+        fault="limner",
     ),
     _spec(
         "TRAINING_DIVERGED",
         500,
         "The training loss is no longer a number.",
         "Lower the learning rate.",
+        fault="limner",
+    ),
+    _spec(
+        "JOB_INCOMPLETE",
+        503,
+        "Several training jobs ended without having done this request's part.",
+        "Onboard the user again; if it happens again, look at the jobs' logs.",
+        retryable=True,
+        fault="aws",
     ),
     _spec(
         "TRAINING_STOPPED",
@@ -173,6 +211,7 @@ _SPECS: Final = (
         500,
         "The base model cannot be read.",
         "Check that the base is a diffusers StableDiffusionPipeline folder.",
+        fault="limner",
     ),
     # Serving.
     _spec(
@@ -180,18 +219,21 @@ _SPECS: Final = (
         400,
         "The model's artifact does not have the agreed form.",
         "Train the model again; never edit an artifact by hand.",
+        fault="limner",
     ),
     _spec(
         "ARTIFACT_WRONG_BASE",
         400,
         "The adapter was trained on another base than the endpoint serves.",
         "Train the model again on the endpoint's base, or call the endpoint of its base.",
+        fault="limner",
     ),
     _spec(
         "MODEL_ALREADY_LOADED",
         409,
         "The model is already loaded.",
         "Invoke it.",
+        fault="limner",
     ),
     _spec(
         "MODEL_NOT_LOADED",
@@ -199,6 +241,7 @@ _SPECS: Final = (
         "The model is not loaded.",
         "Load it first.",
         retryable=True,
+        fault="limner",
     ),
     _spec(
         "OUT_OF_MEMORY",
@@ -206,6 +249,7 @@ _SPECS: Final = (
         "There is no memory left for another model.",
         "Unload models that are not used, and try again.",
         retryable=True,
+        fault="aws",
     ),
     _spec(
         "MODEL_LOADING",
@@ -213,12 +257,14 @@ _SPECS: Final = (
         "The endpoint is still loading the model.",
         "Try again in some seconds.",
         retryable=True,
+        fault="aws",
     ),
     _spec(
         "SMOKE_TEST_FAILED",
         500,
         "The new model did not answer its first request with a sound image.",
         "Onboard the user again; if it happens again, look at the endpoint's log.",
+        fault="limner",
     ),
     _spec(
         "GENERATION_FAILED",
@@ -226,6 +272,7 @@ _SPECS: Final = (
         "The endpoint could not answer the request.",
         "Try again; if it happens again, look at the endpoint's log.",
         retryable=True,
+        fault="limner",
     ),
     # The laptop and the deployment.
     _spec(
@@ -239,6 +286,7 @@ _SPECS: Final = (
         500,
         "AWS on this laptop did not start.",
         "Run limner doctor, and read the log that the message names.",
+        fault="limner",
     ),
     _spec(
         "NOT_DEPLOYED",
@@ -257,12 +305,14 @@ _SPECS: Final = (
         502,
         "AWS refused a call.",
         "Check credentials, permissions and the region.",
+        fault="aws",
     ),
     _spec(
         "INTERNAL",
         500,
         "Limner has a bug.",
         "Report it with the request id.",
+        fault="limner",
     ),
 )
 
@@ -310,6 +360,7 @@ class LimnerError(Exception):
                 "code": self.code,
                 "message": self.message,
                 "retryable": self.spec.retryable,
+                "fault": self.spec.fault,
                 "fix": self.spec.fix,
             }
         }
@@ -322,12 +373,15 @@ def as_markdown() -> str:
         "",
         "Made from `limner/contracts/errors.py` by `make docs`; do not edit it by hand.",
         "",
-        "| code | HTTP | again? | what happened | what to do |",
-        "|---|---|---|---|---|",
+        "`again?` says whether the same call can succeed later; `fault` says whose it is: the"
+        " caller's (data or call), AWS's, or Limner's own.",
+        "",
+        "| code | HTTP | again? | fault | what happened | what to do |",
+        "|---|---|---|---|---|---|",
     ]
     lines += [
         f"| `{spec.code}` | {spec.http_status} | {'yes' if spec.retryable else 'no'} "
-        f"| {spec.summary} | {spec.fix} |"
+        f"| {spec.fault} | {spec.summary} | {spec.fix} |"
         for spec in _SPECS
     ]
     return "\n".join(lines) + "\n"

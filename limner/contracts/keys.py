@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from collections.abc import Iterable
 from typing import Final
 
 from limner.contracts.errors import LimnerError
@@ -29,6 +30,15 @@ BASES: Final = "base"
 JOBS: Final = "jobs"
 PREVIEWS: Final = "previews"
 MODELS: Final = "models"
+CONFIGS: Final = "configs"
+BATCHES: Final = "batches"
+CONFIG_FILE: Final = "config.json"
+
+# Requests are spread over this many partitions of each index, by user: a user who floods the queue
+# fills one of them.
+SHARDS: Final = 8
+# The row of the requests table that counts what runs; no request id has this form.
+GATE_ROW: Final = "#gate"
 
 # The same names as templates of States.Format, for the state machines.
 JOB_NAME_TEMPLATE: Final = "limner-{}-{}"  # request_id, attempt
@@ -36,6 +46,13 @@ UPLOADS_TEMPLATE: Final = f"{UPLOADS}/{{}}/{{}}/"  # user_id, request_id
 PREVIEWS_TEMPLATE: Final = f"{PREVIEWS}/{{}}/"  # request_id
 JOB_ARTIFACT_TEMPLATE: Final = f"{JOBS}/{{}}/output/model.tar.gz"  # job name
 TARGET_MODEL_TEMPLATE: Final = "{}/{}/v{}.tar.gz"  # user_id, model_id, version
+CONFIG_TEMPLATE: Final = f"{CONFIGS}/{{}}/"  # request_id
+BATCH_JOB_NAME_TEMPLATE: Final = "limner-batch-{}-{}"  # batch_id, attempt
+BATCH_TEMPLATE: Final = f"{BATCHES}/{{}}/{{}}/"  # batch_id, attempt
+BATCH_TASKS_TEMPLATE: Final = f"{BATCH_TEMPLATE}tasks/"
+BATCH_PHOTOS_TEMPLATE: Final = f"{BATCH_TEMPLATE}photos.manifest"
+BATCH_OUT_TEMPLATE: Final = f"{BATCH_TEMPLATE}out/"
+BATCH_ARTIFACT_TEMPLATE: Final = f"{BATCH_OUT_TEMPLATE}{{}}/model.tar.gz"  # and request_id
 VERSION_ROW_TEMPLATE: Final = "{}#v{}"  # model_id, version
 
 
@@ -100,6 +117,45 @@ def job_name(request_id: str, attempt: int) -> str:
 def uploads_prefix(user_id: str, request_id: str) -> str:
     """Where the photos of a request lie."""
     return UPLOADS_TEMPLATE.format(check_user_id(user_id), check_request_id(request_id))
+
+
+def config_prefix(request_id: str) -> str:
+    """Where the training config of a request lies, as ``CONFIG_FILE``."""
+    return CONFIG_TEMPLATE.format(check_request_id(request_id))
+
+
+def shard_of(user_id: str) -> str:
+    """Which of the ``SHARDS`` partitions of an index holds a user's requests."""
+    digest = hashlib.sha256(check_user_id(user_id).encode()).digest()
+    return str(digest[0] % SHARDS)
+
+
+def batch_id(executions: Iterable[str]) -> str:
+    """Name of a batch: the same executions give the same batch, however often it is started.
+
+    Args:
+        executions: ``execution_name`` of each request, with its attempt.
+    """
+    digest = hashlib.sha256("\n".join(sorted(executions)).encode()).hexdigest()
+    return f"b{digest[:19]}"
+
+
+def batch_job_name(batch: str, attempt: int) -> str:
+    """Name of the training job of one attempt of a batch."""
+    return BATCH_JOB_NAME_TEMPLATE.format(check_request_id(batch), attempt)
+
+
+def batch_prefix(batch: str, attempt: int) -> str:
+    """Where all files of one attempt of a batch lie.
+
+    ::
+
+        tasks/tasks.jsonl              what is to be done      (channel ``tasks``)
+        photos.manifest                whose photos            (channel ``photos``)
+        out/<request>/model.tar.gz     each artifact, as soon as it is done
+        out/<request>/result.json      how its task ended, written last
+    """
+    return BATCH_TEMPLATE.format(check_request_id(batch), attempt)
 
 
 def base_prefix(base_id: str) -> str:

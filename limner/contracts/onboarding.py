@@ -9,6 +9,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from limner.contracts import keys
 
 SCHEMA_VERSION: Final = 1
+REQUESTED_EVENT: Final = "limner.onboarding.requested"
+# Both the payload of 256 KiB and the history of 25,000 events end far above it.
+MAX_BATCH: Final = 100
 
 UserId = Annotated[str, AfterValidator(keys.check_user_id)]
 ModelId = Annotated[str, AfterValidator(keys.check_model_id)]
@@ -16,10 +19,11 @@ RequestId = Annotated[str, AfterValidator(keys.check_request_id)]
 
 
 class OnboardingInput(BaseModel):
-    """Input of the state machine ``onboard``: references and the training config.
+    """Input of the state machine ``onboard``, and detail of ``limner.onboarding.requested``.
 
-    No photo and no name travels here, but the config's preview prompts and subject do, and AWS
-    keeps an execution's input for 90 days: an app must not put personal text into them.
+    Only identifiers travel here. AWS keeps an execution's input for 90 days, so photos and the
+    training config, which holds prompts, stay in the bucket (``keys.uploads_prefix`` and
+    ``keys.config_prefix``), where they expire and can be erased.
 
     Every field is always present: a JSONPath that selects nothing ends an execution with
     States.Runtime.
@@ -31,7 +35,6 @@ class OnboardingInput(BaseModel):
         model_id: Which of the user's models.
         attempt: Number of the first training attempt; the execution counts on from it.
         retrain: Whether to train a new version when the model is ready already.
-        hyperparameters: The training config, from ``TrainingConfig.to_hyperparameters``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +45,24 @@ class OnboardingInput(BaseModel):
     model_id: ModelId = keys.DEFAULT_MODEL_ID
     attempt: int = Field(default=1, ge=1)
     retrain: bool = False
-    hyperparameters: dict[str, str]
+
+
+class BatchInput(BaseModel):
+    """Input of the state machine ``onboard_batch``: requests that share one training job.
+
+    Attributes:
+        schema_version: Version of this form.
+        batch_id: Name of the batch; ``keys.batch_id`` makes it from the requests.
+        attempt: Number of the first training job; the execution counts on from it.
+        requests: What ``onboard`` would be told of each, in the order of the queue.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    batch_id: RequestId
+    attempt: int = Field(default=1, ge=1)
+    requests: Annotated[tuple[OnboardingInput, ...], Field(min_length=1, max_length=MAX_BATCH)]
 
 
 class OnboardingReady(BaseModel):
@@ -72,4 +92,5 @@ class OnboardingFailed(BaseModel):
     code: str
     message: str
     retryable: bool
+    fault: Literal["caller", "aws", "limner"]
     fix: str

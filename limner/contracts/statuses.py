@@ -2,12 +2,14 @@
 
 ::
 
-    QUEUED ──────────────> TRAINING ──> TRAINED ──> READY
-      │  └> WAITING_FOR_CAPACITY ┘ │        │
-      └──────────────┬─────────────┴────────┘
-                     └> FAILED | CANCELLED
+    REGISTERED ──> QUEUED ──────────────> TRAINING ──> TRAINED ──> READY
+        │            │  └> WAITING_FOR_CAPACITY ┘ │        │
+        └────────────┴──────────────┬─────────────┴────────┘
+                                    └> FAILED | CANCELLED
 
-``TRAINED`` means that the artifact exists and is being published, tested and activated.
+``REGISTERED`` means that photos are still to come, ``TRAINED`` that the artifact exists and is
+being published, tested and activated. The one way back is from ``TRAINING`` or
+``WAITING_FOR_CAPACITY`` to ``QUEUED``: a job ended without having done this request's part.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Final
 class RequestStatus(StrEnum):
     """Status of one request."""
 
+    REGISTERED = "REGISTERED"
     QUEUED = "QUEUED"
     WAITING_FOR_CAPACITY = "WAITING_FOR_CAPACITY"
     TRAINING = "TRAINING"
@@ -44,9 +47,12 @@ class VersionStatus(StrEnum):
 TERMINAL: Final = frozenset({RequestStatus.READY, RequestStatus.FAILED, RequestStatus.CANCELLED})
 
 # For each status, the statuses that a request may have had right before. Every write of a status
-# carries this set in its ConditionExpression, so status only moves forward.
+# carries a subset of this set in its ConditionExpression, so status only moves along the picture.
 ALLOWED_FROM: Final[dict[RequestStatus, frozenset[RequestStatus]]] = {
-    RequestStatus.QUEUED: frozenset(),
+    RequestStatus.REGISTERED: frozenset(),
+    RequestStatus.QUEUED: frozenset(
+        {RequestStatus.REGISTERED, RequestStatus.TRAINING, RequestStatus.WAITING_FOR_CAPACITY}
+    ),
     RequestStatus.WAITING_FOR_CAPACITY: frozenset({RequestStatus.QUEUED, RequestStatus.TRAINING}),
     RequestStatus.TRAINING: frozenset({RequestStatus.QUEUED, RequestStatus.WAITING_FOR_CAPACITY}),
     RequestStatus.TRAINED: frozenset({RequestStatus.TRAINING}),

@@ -10,12 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from limner.contracts.errors import LimnerError
 
-MIN_PHOTOS: Final = 3
-MAX_PHOTOS: Final = 50
-MIN_PHOTO_SIDE_PX: Final = 32
-MAX_PHOTO_PIXELS: Final = 40_000_000
-MAX_PHOTO_BYTES: Final = 25_000_000
-
 # SageMaker runs these regular expressions over the job's log and makes metrics of the groups
 # (SageMaker API reference, MetricDefinition). ``training`` prints lines of this form.
 METRIC_DEFINITIONS: Final = (

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from limner.contracts.errors import LimnerError
-from limner.contracts.training import MAX_PHOTO_BYTES
+from limner.contracts.limits import MAX_PHOTO_BYTES
 from limner.photos import check_photos, read_header
 from tests.unit.client.world import photo, photos
 

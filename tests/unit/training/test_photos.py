@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from limner.contracts.errors import LimnerError
-from limner.contracts.training import MAX_PHOTO_BYTES, MAX_PHOTOS
+from limner.contracts.limits import MAX_PHOTO_BYTES, MAX_PHOTOS
 from training.photos import load_photo, load_photos
 
 

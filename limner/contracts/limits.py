@@ -1,0 +1,11 @@
+"""Limits of photos; told apart from the training config because functions know them, too."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MIN_PHOTOS: Final = 3
+MAX_PHOTOS: Final = 50
+MIN_PHOTO_SIDE_PX: Final = 32
+MAX_PHOTO_PIXELS: Final = 40_000_000
+MAX_PHOTO_BYTES: Final = 25_000_000
