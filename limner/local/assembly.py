@@ -14,8 +14,7 @@ from ministack.core import lambda_runtime, router
 from ministack.services import eventbridge, lambda_svc, stepfunctions
 from ministack.services.cloudformation import provisioners
 
-from limner.local import cloudformation as kept
-from limner.local import semantics
+from limner.local import inert, semantics
 from limner.local.backstage import TARGET_PREFIX, Backstage
 from limner.local.clock import Clock
 from limner.local.guard import Application, guarded
@@ -86,7 +85,7 @@ def assemble(settings: DaemonSettings) -> Assembled:
     semantics.install(stepfunctions, lambda_runtime, lambda_svc, clock, trouble)
     integration.install(stepfunctions, api, jobs)
     cloudformation.install(provisioners, endpoints)
-    kept.install(provisioners)
+    inert.install(provisioners)
     router.SERVICE_PATTERNS["sagemaker"] = {"target_prefixes": ["SageMaker."]}
     router.SERVICE_PATTERNS["limner-local"] = {"target_prefixes": [TARGET_PREFIX]}
     app.SERVICE_HANDLERS["sagemaker"] = api.handle
