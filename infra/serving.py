@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from aws_cdk import Aws
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_s3 as s3
 from aws_cdk import aws_sagemaker as sagemaker
 from constructs import Construct
 
 from infra import platform
+from infra.parts import EndpointRef
 from infra.settings import StageSettings
 from limner.contracts import keys
 
@@ -73,8 +73,4 @@ class Serving(Construct):
         endpoint = sagemaker.CfnEndpoint(
             self, "Endpoint", endpoint_config_name=config.attr_endpoint_config_name
         )
-        self.endpoint_name = endpoint.attr_endpoint_name
-        self.endpoint_arn = (
-            f"arn:{Aws.PARTITION}:sagemaker:{Aws.REGION}:{Aws.ACCOUNT_ID}"
-            f":endpoint/{self.endpoint_name}"
-        )
+        self.endpoint = EndpointRef(endpoint.attr_endpoint_name)

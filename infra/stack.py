@@ -7,6 +7,8 @@ from constructs import Construct
 
 from infra import bundle
 from infra.data import Data
+from infra.functions import Functions
+from infra.parts import Store
 from infra.serving import Serving
 from infra.settings import StageSettings
 from infra.training import Training
@@ -46,10 +48,13 @@ class LimnerStack(Stack):
             self,
             "Workflow",
             settings,
-            data=data,
+            data=Store(data.bucket, data.models, data.requests),
             training=training,
-            serving=serving,
-            code=bundle.from_parameters(self) if settings.is_local else bundle.from_source(),
+            endpoint=serving.endpoint,
+            functions=Functions(
+                settings,
+                bundle.from_parameters(self) if settings.is_local else bundle.from_source(),
+            ),
             training_image=TrainingImage(training_image, instance_type),
             base_id=base_id,
         )
@@ -73,7 +78,7 @@ class LimnerStack(Stack):
             "ModelsTableName": data.models.table_name,
             "RequestsTableName": data.requests.table_name,
             "OnboardMachineArn": workflow.machine.state_machine_arn,
-            "EndpointName": serving.endpoint_name,
+            "EndpointName": serving.endpoint.name,
             "TopicArn": workflow.topic.topic_arn,
             "BaseId": base_id,
         }.items():

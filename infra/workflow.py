@@ -8,20 +8,16 @@ from aws_cdk import Duration, RemovalPolicy
 from aws_cdk import aws_events as events
 from aws_cdk import aws_events_targets as targets
 from aws_cdk import aws_iam as iam
-from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
 from aws_cdk import aws_sns as sns
 from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
-from infra.data import Data
-from infra.serving import Serving
+from infra.functions import Functions
+from infra.parts import EndpointRef, Store
 from infra.settings import StageSettings
 from infra.training import Training
 from workflows import onboard, retries
-
-# The code runs on Python 3.11 and later.
-RUNTIME = lambda_.Runtime.PYTHON_3_13
 
 
 @dataclass(frozen=True)
@@ -41,31 +37,30 @@ class Workflow(Construct):
         construct_id: str,
         settings: StageSettings,
         *,
-        data: Data,
+        data: Store,
         training: Training,
-        serving: Serving,
-        code: lambda_.Code,
+        endpoint: EndpointRef,
+        functions: Functions,
         training_image: TrainingImage,
         base_id: str,
     ) -> None:
         super().__init__(scope, construct_id)
         self._settings = settings
-        self._code = code
         self.topic = sns.Topic(self, "Topic", enforce_ssl=True)
 
-        self.smoke_test = self._function(
+        self.smoke_test = functions.make(
+            self,
             "SmokeTest",
             "smoke_test",
             "Makes the first inference on a new model.",
             timeout_s=90,
-            environment={"ENDPOINT_NAME": serving.endpoint_name, "BASE_ID": base_id},
+            environment={"ENDPOINT_NAME": endpoint.name, "BASE_ID": base_id},
+            statements=[
+                iam.PolicyStatement(actions=["sagemaker:InvokeEndpoint"], resources=[endpoint.arn])
+            ],
         )
-        self.smoke_test.add_to_role_policy(
-            iam.PolicyStatement(
-                actions=["sagemaker:InvokeEndpoint"], resources=[serving.endpoint_arn]
-            )
-        )
-        self.record_failure = self._function(
+        self.record_failure = functions.make(
+            self,
             "RecordFailure",
             "record_failure",
             "Ends a request whose execution has failed, and frees its model.",
@@ -75,16 +70,17 @@ class Workflow(Construct):
                 "REQUESTS_TABLE": data.requests.table_name,
                 "TOPIC_ARN": self.topic.topic_arn,
             },
+            statements=[
+                iam.PolicyStatement(
+                    actions=["dynamodb:GetItem", "dynamodb:UpdateItem"],
+                    resources=[data.requests.table_arn],
+                ),
+                iam.PolicyStatement(
+                    actions=["dynamodb:UpdateItem"], resources=[data.models.table_arn]
+                ),
+                iam.PolicyStatement(actions=["sns:Publish"], resources=[self.topic.topic_arn]),
+            ],
         )
-        for statement in (
-            iam.PolicyStatement(
-                actions=["dynamodb:GetItem", "dynamodb:UpdateItem"],
-                resources=[data.requests.table_arn],
-            ),
-            iam.PolicyStatement(actions=["dynamodb:UpdateItem"], resources=[data.models.table_arn]),
-            iam.PolicyStatement(actions=["sns:Publish"], resources=[self.topic.topic_arn]),
-        ):
-            self.record_failure.add_to_role_policy(statement)
 
         steps = onboard.Onboard(
             self,
@@ -130,44 +126,6 @@ class Workflow(Construct):
                 },
             ),
             targets=[targets.LambdaFunction(self.record_failure)],
-        )
-
-    def _function(
-        self,
-        construct_id: str,
-        package: str,
-        description: str,
-        *,
-        timeout_s: int,
-        environment: dict[str, str],
-    ) -> lambda_.Function:
-        """A function with a role and a log group of its own, and no right beyond its log."""
-        log_group = logs.LogGroup(
-            self,
-            f"{construct_id}Log",
-            retention=logs.RetentionDays.ONE_MONTH,
-            removal_policy=RemovalPolicy.DESTROY,
-        )
-        role = iam.Role(
-            self,
-            f"{construct_id}Role",
-            assumed_by=iam.ServicePrincipal("lambda.amazonaws.com"),
-        )
-        log_group.grant_write(role)
-        return lambda_.Function(
-            self,
-            construct_id,
-            description=description,
-            runtime=RUNTIME,
-            architecture=lambda_.Architecture.ARM_64,
-            handler=f"lambdas.{package}.handler.handle",
-            code=self._code,
-            role=role,
-            log_group=log_group,
-            timeout=Duration.seconds(timeout_s),
-            memory_size=512,
-            environment=environment,
-            tracing=lambda_.Tracing.DISABLED if self._settings.is_local else lambda_.Tracing.ACTIVE,
         )
 
     def _machine_logs(self) -> sfn.LogOptions:
