@@ -26,6 +26,7 @@ from limner.local.sagemaker.endpoints import Endpoints
 from limner.local.sagemaker.events import announcer
 from limner.local.sagemaker.jobs import TrainingJobs
 from limner.local.sagemaker.lifecycle import Platform
+from limner.local.sagemaker.pools import WarmPools
 from limner.local.sagemaker.store import Store
 from limner.local.semantics import restarts
 from limner.local.settings import DaemonSettings
@@ -73,6 +74,7 @@ def assemble(settings: DaemonSettings) -> Assembled:
             images=images,
             trouble=trouble,
             clock=clock,
+            pools=WarmPools(records, clock),
             slots=threading.Semaphore(settings.jobs_at_once),
             closing=threading.Event(),
             announce=announcer(eventbridge),

@@ -57,6 +57,7 @@ class Control:
         quota_full: bool = False,
         instance_quota: int | None = None,
         capacity_failures: int = 0,
+        spot_interruptions: int = 0,
         faults: Sequence[Fault] = (),
     ) -> None:
         """Replaces all trouble by this; without arguments it is a good day again.
@@ -68,6 +69,9 @@ class Control:
             quota_full: CreateTrainingJob answers ResourceLimitExceeded.
             instance_quota: Training instances that may be in use at once.
             capacity_failures: That many next jobs fail with CapacityError; -1 is for ever.
+            spot_interruptions: That often the instances of running spot jobs are taken away; -1
+                is for ever. Each strikes once that start of the job has uploaded a checkpoint, or
+                at once if the job has no CheckpointConfig.
             faults: Faults of single calls, of any service: errors, lost replies, delays.
 
         Raises:
@@ -89,6 +93,7 @@ class Control:
             burst=burst,
             instance_quota=0 if quota_full else instance_quota,
             capacity_failures=capacity_failures,
+            spot_interruptions=spot_interruptions,
             faults=(*throttles, *faults),
         )
         self._call("Trouble", {"plan": asdict(plan)})

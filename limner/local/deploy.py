@@ -18,10 +18,10 @@ from botocore.exceptions import ClientError
 
 from limner.contracts import keys
 from limner.contracts.errors import LimnerError
+from limner.local.clients import make_client
 from limner.local.json_types import Json
 from limner.local.layout import REPOSITORY
 from limner.local.objects import Location, Objects
-from limner.local.settings import CREDENTIALS, REGION
 
 if TYPE_CHECKING:
     from mypy_boto3_cloudformation import CloudFormationClient
@@ -77,7 +77,9 @@ def deploy_stack(
     parameters = {name: value for name, value in offered.items() if name in wanted}
     # Above 51,200 bytes CloudFormation takes a template by its place in S3 only.
     url = f"{endpoint_url}/{ASSETS_BUCKET}/{_upload_template(objects, body)}"
-    found = _put_stack(_client(endpoint_url), stack, url, parameters, deadline)
+    found = _put_stack(
+        make_client("cloudformation", endpoint_url), stack, url, parameters, deadline
+    )
     outputs = {item["OutputKey"]: item["OutputValue"] for item in found.get("Outputs", [])}
     if {"BucketName", "BaseId"} <= outputs.keys():
         target = Location(outputs["BucketName"], keys.base_prefix(outputs["BaseId"]))
@@ -148,18 +150,6 @@ def _lambda_files(sources: Path) -> Iterator[Path]:
         path = sources / name
         found = [path] if path.is_file() else path.rglob("*")
         yield from (file for file in found if file.is_file() and "__pycache__" not in file.parts)
-
-
-def _client(endpoint_url: str) -> CloudFormationClient:
-    import boto3  # takes 0.2 s, which a start without deployment saves
-
-    return boto3.client(
-        "cloudformation",
-        endpoint_url=endpoint_url,
-        region_name=REGION,
-        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
-    )
 
 
 def _put_stack(

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from limner.local.clients import make_client
 from limner.local.errors import validation
-from limner.local.settings import CREDENTIALS, REGION
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -69,23 +69,19 @@ class Objects:
     @cached_property
     def client(self) -> S3Client:
         """The client, made at first use: boto3 takes its time to import."""
-        import boto3
         from botocore.config import Config
 
-        # A session of its own: to make clients from the default one is not thread-safe.
-        return boto3.Session().client(
+        made: S3Client = make_client(
             "s3",
-            endpoint_url=self._endpoint_url,
-            region_name=REGION,
-            aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
-            config=Config(
+            self._endpoint_url,
+            Config(
                 s3={"addressing_style": "path"},
                 max_pool_connections=20,
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
             ),
         )
+        return made
 
     def keys(self, prefix: Location) -> Iterator[Location]:
         """All objects whose key begins with the prefix."""
@@ -104,6 +100,10 @@ class Objects:
             for chunk in body.iter_chunks(1 << 20):
                 file.write(chunk)
 
+    def read(self, source: Location) -> bytes:
+        """A small object as bytes."""
+        return self.client.get_object(Bucket=source.bucket, Key=source.key)["Body"].read()
+
     def download_prefix(self, prefix: Location, folder: Path) -> int:
         """Copies all objects of a prefix into a folder.
 
@@ -118,7 +118,7 @@ class Objects:
         for location in self.keys(prefix):
             relative = location.key[cut:]
             if relative and not relative.endswith("/"):
-                self.download(location, _inside(folder, relative))
+                self.download(location, inside(folder, relative))
                 count += 1
         return count
 
@@ -132,9 +132,13 @@ class Objects:
         self.client.delete_object(Bucket=target.bucket, Key=target.key)
 
 
-def _inside(folder: Path, relative: str) -> Path:
-    """The path below the folder; keys with ``..`` stay inside of nothing else."""
-    path = folder / relative
-    if ".." in Path(relative).parts or Path(relative).is_absolute():
+def inside(folder: Path, relative: str) -> Path:
+    """The file of a key below a folder.
+
+    Raises:
+        ServiceError: ``ValidationException`` for a key that leads out of the folder.
+    """
+    path = Path(relative)
+    if not relative or ".." in path.parts or path.is_absolute() or "\0" in relative:
         raise validation(f"The key '{relative}' cannot be a file name.")
-    return path
+    return folder / relative

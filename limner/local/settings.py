@@ -37,7 +37,8 @@ class DaemonSettings:
         layout: Where its files are.
         port: TCP port on the loopback interface.
         clock_scale: Seconds that a second of Wait and of Retry takes.
-        jobs_at_once: Training processes that run side by side; further jobs stay in Starting.
+        jobs_at_once: Training jobs that run side by side, whatever their InstanceCount; further
+            ones stay in Starting.
         instance_quota: Training instances in use at once before CreateTrainingJob answers
             ResourceLimitExceeded.
     """
@@ -53,10 +54,13 @@ class DaemonSettings:
         """What AWS_ENDPOINT_URL must be."""
         return f"http://{HOST}:{self.port}"
 
-    @property
-    def threads_per_job(self) -> int:
-        """Threads that each training process may use, so that they share the cores."""
-        return max(1, (os.cpu_count() or 1) // self.jobs_at_once)
+    def threads(self, instances: int) -> int:
+        """Threads that each process of a job may use, so that all share the cores.
+
+        Args:
+            instances: InstanceCount of the job.
+        """
+        return max(1, (os.cpu_count() or 1) // (self.jobs_at_once * instances))
 
 
 def plain_environment() -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Trouble on demand: what AWS does on a bad day, for tests and for the demo.
 
 One plan holds at a time. It can hold back the rate of CreateTrainingJob (a token bucket), shrink
-the quota of training instances, fail jobs for want of capacity, and put faults on single calls:
-an error, a lost reply (the call is executed and its answer dropped), or a delay.
+the quota of training instances, fail jobs for want of capacity, interrupt spot jobs, and put faults
+on single calls: an error, a lost reply (the call is executed and its answer dropped), or a delay.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Plan:
         burst: CreateTrainingJob calls that the full bucket holds.
         instance_quota: Training instances in use at once; None is the laptop's own setting.
         capacity_failures: That many of the next jobs fail with CapacityError; -1 is for ever.
+        spot_interruptions: That often spot instances are taken away; -1 is for ever.
         faults: Trouble of single calls; the first that fits is used.
     """
 
@@ -70,6 +71,7 @@ class Plan:
     burst: int = 1
     instance_quota: int | None = None
     capacity_failures: int = 0
+    spot_interruptions: int = 0
     faults: tuple[Fault, ...] = ()
 
     @classmethod
@@ -109,6 +111,7 @@ class Trouble:
             self._left = [fault.times for fault in plan.faults]
             self._skips = [fault.skip for fault in plan.faults]
             self._capacity_failures = plan.capacity_failures
+            self._spot_interruptions = plan.spot_interruptions
             self._tokens = float(plan.burst)
             self._filled_at = self._now()
 
@@ -157,6 +160,14 @@ class Trouble:
             if self._capacity_failures == 0:
                 return False
             self._capacity_failures -= 1
+            return True
+
+    def interrupts_spot(self) -> bool:
+        """Whether the spot instances of the job that asks are taken away now."""
+        with self._lock:
+            if self._spot_interruptions == 0:
+                return False
+            self._spot_interruptions -= 1
             return True
 
     def _take_token(self) -> None:

@@ -36,6 +36,7 @@ class SageMakerApi:
             "CreateTrainingJob": jobs.create,
             "DescribeTrainingJob": jobs.describe,
             "StopTrainingJob": jobs.stop,
+            "UpdateTrainingJob": jobs.update,
             "DeleteTrainingJob": jobs.delete,
             "ListTrainingJobs": jobs.list,
             "CreateModel": endpoints.create_model,

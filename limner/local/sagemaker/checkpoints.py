@@ -2,7 +2,8 @@
 
 SageMaker developer guide, "Use Checkpoints in Amazon SageMaker": existing objects are copied in
 when the job starts; files are copied up as they appear or change; "deleting a file locally deletes
-it in S3"; objects added to S3 later are not copied in.
+it in S3"; objects added to S3 later are not copied in. Several instances share the one S3Uri: each
+deletes only what it has had itself.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ class CheckpointSync:
         objects: S3.
         folder: Stands for /opt/ml/checkpoints.
         target: CheckpointConfig.S3Uri.
+
+    Attributes:
+        has_uploaded: Whether anything has gone up since the start.
     """
 
     def __init__(self, objects: Objects, folder: Path, target: Location) -> None:
@@ -30,6 +34,7 @@ class CheckpointSync:
         self._folder = folder
         self._target = Location(target.bucket, target.key.rstrip("/") + "/" if target.key else "")
         self._uploaded: dict[str, _Seen] = {}
+        self.has_uploaded = False
 
     def restore(self) -> None:
         """Copies the existing objects in, before the program starts."""
@@ -46,6 +51,7 @@ class CheckpointSync:
                 except FileNotFoundError:
                     continue  # deleted or renamed since; the next look sees that
                 self._uploaded[name] = seen
+                self.has_uploaded = True
         for name in self._uploaded.keys() - now.keys():
             self._objects.delete(self._target.below(name))
             del self._uploaded[name]

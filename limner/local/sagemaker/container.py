@@ -13,7 +13,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,6 @@ from limner.local.layout import REPOSITORY
 GRACE_S = 120
 # "the first 1024 characters from this file as FailureReason" (DescribeTrainingJob).
 FAILURE_CHARACTERS = 1024
-# toolkits resolve the host's name, so it is one that every machine can resolve
-_HOST = "localhost"
 
 
 class Container:
@@ -35,11 +32,15 @@ class Container:
     Args:
         root: Stands for /opt/ml.
         log: File that stdout and stderr go to.
+        host: Its name among the hosts of the job.
+        hosts: The names of all of them.
     """
 
-    def __init__(self, root: Path, log: Path) -> None:
+    def __init__(self, root: Path, log: Path, host: str, hosts: Sequence[str]) -> None:
         self.root = root
         self.log = log
+        self.host = host
+        self._hosts = list(hosts)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -71,15 +72,15 @@ class Container:
                 for channel in channels
             },
             "resourceconfig": {
-                "current_host": _HOST,
+                "current_host": self.host,
                 "current_instance_type": resources.get("InstanceType", "local"),
                 "current_group_name": "homogeneousCluster",
-                "hosts": [_HOST],
+                "hosts": self._hosts,
                 "instance_groups": [
                     {
                         "instance_group_name": "homogeneousCluster",
                         "instance_type": resources.get("InstanceType", "local"),
-                        "hosts": [_HOST],
+                        "hosts": self._hosts,
                     }
                 ],
                 "network_interface_name": "lo",
@@ -127,18 +128,11 @@ class Container:
                 text = file.read(FAILURE_CHARACTERS)
         return f"AlgorithmError: {text}, exit code: {exit_code}"[:FAILURE_CHARACTERS]
 
-    def pack_model(self, archive: Path) -> bool:
-        """Packs /opt/ml/model as model.tar.gz.
-
-        Returns:
-            False, without an archive, if the program left no file there.
-        """
+    def model_files(self) -> dict[str, Path]:
+        """What the program left in /opt/ml/model, by its name in the archive."""
         folder = self.root / "model"
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        if not files:
-            return False
-        # Weights do not compress; level 1 costs little on what does.
-        with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
-            for path in files:
-                tar.add(path, arcname=path.relative_to(folder).as_posix(), recursive=False)
-        return True
+        return {
+            path.relative_to(folder).as_posix(): path
+            for path in folder.rglob("*")
+            if path.is_file()
+        }

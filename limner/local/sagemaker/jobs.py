@@ -10,10 +10,12 @@ from typing import Any
 
 from limner.local.errors import ServiceError, validation
 from limner.local.objects import Location
-from limner.local.sagemaker import requests
+from limner.local.sagemaker import channels, requests
 from limner.local.sagemaker.arns import TRAINING_JOB, arn
-from limner.local.sagemaker.lifecycle import JobRun, Platform
+from limner.local.sagemaker.fleet import MAX_INSTANCES
+from limner.local.sagemaker.lifecycle import DEFAULT_MAX_RUNTIME_S, JobRun, Platform
 from limner.local.sagemaker.pages import page
+from limner.local.sagemaker.pools import is_available, keep_alive_s
 from limner.local.sagemaker.records import is_over, new_record, transition
 from limner.local.sagemaker.store import Record
 
@@ -61,9 +63,11 @@ class TrainingJobs:
                     "Training job names must be unique within an AWS account and region, and a "
                     f"training job with this name already exists ({arn(TRAINING_JOB, name)})",
                 )
-            self._check_quota(request["ResourceConfig"])
+            is_warm = self._platform.pools.take(request) is not None
+            if not is_warm:  # or the instances are counted already
+                self._check_quota(request["ResourceConfig"])
             # Who finds the record also finds the run.
-            run = self._runs[name] = JobRun(name, self._platform)
+            run = self._runs[name] = JobRun(name, self._platform, is_warm)
             self._platform.store.add(name, new_record(request))
             run.start()
         return {"TrainingJobArn": arn(TRAINING_JOB, name)}
@@ -71,6 +75,7 @@ class TrainingJobs:
     def describe(self, request: dict[str, Any]) -> Record:
         """DescribeTrainingJob."""
         requests.check("DescribeTrainingJob", request)
+        self._platform.pools.expire()
         record = self._platform.store.get(request["TrainingJobName"])
         if record is None:
             raise validation("Requested resource not found.")
@@ -88,6 +93,16 @@ class TrainingJobs:
         self._runs[record["TrainingJobName"]].stop.set()
         return {}
 
+    def update(self, request: dict[str, Any]) -> dict[str, Any]:
+        """UpdateTrainingJob, for what it is needed most: KeepAlivePeriodInSeconds 0 ends a pool."""
+        requests.check("UpdateTrainingJob", request)
+        record = self.describe({"TrainingJobName": request["TrainingJobName"]})
+        if request.get("ResourceConfig") != {"KeepAlivePeriodInSeconds": 0}:
+            raise validation("The laptop updates KeepAlivePeriodInSeconds to 0 only.")
+        if not self._platform.pools.end(record["TrainingJobName"]):
+            raise validation("The training job has no warm pool that is available.")
+        return {"TrainingJobArn": record["TrainingJobArn"]}
+
     def delete(self, request: dict[str, Any]) -> dict[str, Any]:
         """DeleteTrainingJob: jobs that have ended, with all their files; the name is free again."""
         requests.check("DeleteTrainingJob", request)
@@ -97,6 +112,8 @@ class TrainingJobs:
                 "ResourceInUse",
                 f"The training job is in status {record['TrainingJobStatus']}; stop it first.",
             )
+        if is_available(record):
+            raise ServiceError("ResourceInUse", "The training job has a warm pool; end it first.")
         self._platform.store.remove(record["TrainingJobName"])
         self._runs.pop(record["TrainingJobName"], None)
         # The work folder of a failed job holds the user's photos.
@@ -145,10 +162,11 @@ class TrainingJobs:
         quota = self._platform.trouble.instance_quota
         if quota is None:
             quota = self._platform.settings.instance_quota
+        self._platform.pools.expire()
         used = sum(
             record["ResourceConfig"]["InstanceCount"]
             for record in self._platform.store.all()
-            if not is_over(record)
+            if not is_over(record) or is_available(record)
         )
         wanted = resources["InstanceCount"]
         if used + wanted > quota:
@@ -177,8 +195,9 @@ def _check_supported(request: dict[str, Any]) -> None:
         raise validation("The laptop writes model.tar.gz only.")
     if not {"InstanceType", "InstanceCount"} <= resources.keys():
         raise validation("ResourceConfig needs InstanceType and InstanceCount on the laptop.")
-    if resources["InstanceCount"] != 1:
-        raise validation("The laptop runs one instance a job.")
+    if resources["InstanceCount"] > MAX_INSTANCES:
+        raise validation(f"The laptop runs at most {MAX_INSTANCES} instances a job.")
+    _check_spot(request)
     for definition in algorithm.get("MetricDefinitions", []):
         try:
             re.compile(definition["Regex"])
@@ -194,10 +213,35 @@ def _check_supported(request: dict[str, Any]) -> None:
             raise validation(f"The laptop syncs checkpoints from {_CHECKPOINTS} only.")
 
 
+def _check_spot(request: dict[str, Any]) -> None:
+    """Developer guide, "Managed Spot Training": MaxWaitTimeInSeconds bounds wait and run together.
+
+    "Train Using SageMaker AI Managed Warm Pools": "Spot instances: not supported".
+    """
+    condition = request["StoppingCondition"]
+    wait_s = condition.get("MaxWaitTimeInSeconds")
+    if not request.get("EnableManagedSpotTraining"):
+        if wait_s is not None:
+            raise validation(
+                "MaxWaitTimeInSeconds above 0 is not supported without EnableManagedSpotTraining."
+            )
+        return
+    runtime_s = condition.get("MaxRuntimeInSeconds", DEFAULT_MAX_RUNTIME_S)
+    if wait_s is None or wait_s < runtime_s:
+        raise validation(
+            f"Invalid MaxWaitTimeInSeconds. It must be present and be greater than or equal to "
+            f"MaxRuntimeInSeconds ({runtime_s})."
+        )
+    if keep_alive_s(request):
+        raise validation(
+            "KeepAlivePeriodInSeconds (warm pools) cannot be used with EnableManagedSpotTraining."
+        )
+
+
 def _check_channel(channel: dict[str, Any]) -> None:
     source = channel["DataSource"].get("S3DataSource")
-    if source is None or source["S3DataType"] != "S3Prefix":
-        raise validation("The laptop reads channels of S3DataType S3Prefix only.")
+    if source is None or source["S3DataType"] not in channels.KINDS:
+        raise validation("The laptop reads channels of S3DataType S3Prefix or ManifestFile only.")
     if source.get("S3DataDistributionType", "FullyReplicated") != "FullyReplicated":
         raise validation("The laptop distributes channels FullyReplicated only.")
     if channel.get("InputMode", "File") != "File":

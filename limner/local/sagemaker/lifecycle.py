@@ -3,9 +3,10 @@
 ::
 
     Starting ─> Downloading ─> Training ─> Uploading ─> Completed
-        │            │            ├────────────────────> Failed
-        │            │            └─> Stopping ─> Uploading ─> Stopped | MaxRuntimeExceeded
-        └────────────┴──────────────────────────────────> Failed | Stopped
+      │ ^           │            ├──────────────────────> Failed
+      │ └── Interrupted <────────┤ (spot)
+      │             │            └─> Stopping ─> Uploading ─> Stopped | Max…TimeExceeded
+      └─────────────┴───────────────────────────────────> Failed | Stopped | MaxWaitTimeExceeded
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from pathlib import Path
 
 from botocore.exceptions import ClientError
 
-from limner.local.clock import Clock
+from limner.local.clock import Clock, Deadline
 from limner.local.errors import ServiceError
 from limner.local.images import Images
 from limner.local.objects import Location, Objects
+from limner.local.sagemaker import channels
 from limner.local.sagemaker.checkpoints import CheckpointSync
-from limner.local.sagemaker.container import FAILURE_CHARACTERS, GRACE_S, Container
-from limner.local.sagemaker.metrics import LogMetrics
+from limner.local.sagemaker.container import FAILURE_CHARACTERS, GRACE_S
+from limner.local.sagemaker.fleet import Fleet
+from limner.local.sagemaker.metrics import LogMetrics, latest
+from limner.local.sagemaker.pools import WarmPools
 from limner.local.sagemaker.records import artifact_location, transition
 from limner.local.sagemaker.store import Record, Store
 from limner.local.settings import DaemonSettings, aws_environment
@@ -37,6 +41,8 @@ CAPACITY_ERROR = (
     "Please retry using a different ML instance type."
 )
 DEFAULT_MAX_RUNTIME_S = 86_400
+# How long new spot capacity is waited for, in seconds of the dial ``waits``.
+INTERRUPTION_S = 60.0
 _POLL_S = 0.03
 _SYNC_EVERY_S = 0.5
 _log = logging.getLogger("limner.local.jobs")
@@ -51,9 +57,11 @@ class Platform:
         store: Records of training jobs.
         objects: S3.
         images: Commands of images.
-        trouble: Capacity failures.
-        clock: MaxRuntimeInSeconds and the grace after SIGTERM.
-        slots: One for each training process that may run at once.
+        trouble: Capacity failures and spot interruptions.
+        clock: MaxRuntimeInSeconds, MaxWaitTimeInSeconds and the grace after SIGTERM.
+        pools: Instances that earlier jobs have left.
+        slots: One for each job that may run at once, whatever its InstanceCount: a job that
+            collected its slots one by one could wait for those of another that does the same.
         closing: Set when the laptop stops: jobs end at once and leave their records as they are.
         announce: Told of each new status, with the record.
     """
@@ -64,6 +72,7 @@ class Platform:
     images: Images
     trouble: Trouble
     clock: Clock
+    pools: WarmPools
     slots: threading.Semaphore
     closing: threading.Event
     announce: Callable[[Record], None]
@@ -79,6 +88,23 @@ class _Ended(Exception):  # noqa: N818  # a way out, not an error
         super().__init__(secondary)
 
 
+class _Interrupted(Exception):  # noqa: N818  # a way back, not an error
+    """The spot instances are gone; the job begins again."""
+
+
+@dataclass
+class _Reports:
+    """What a running job leaves outside of its instances.
+
+    Attributes:
+        syncs: Of each instance's checkpoints.
+        metrics: Of each instance's log.
+    """
+
+    syncs: list[CheckpointSync]
+    metrics: list[LogMetrics]
+
+
 @dataclass
 class JobRun:
     """A job that runs.
@@ -86,12 +112,14 @@ class JobRun:
     Attributes:
         name: TrainingJobName.
         platform: What all jobs share.
+        is_warm: Whether it has taken over a warm pool: its instances are there.
         stop: Set by StopTrainingJob.
         done: Set when the record is in its last status.
     """
 
     name: str
     platform: Platform
+    is_warm: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
     done: threading.Event = field(default_factory=threading.Event)
 
@@ -101,42 +129,44 @@ class JobRun:
         self._thread.start()
 
     def join(self, timeout_s: float) -> None:
-        """Waits until the job's process is gone, after ``platform.closing`` was set."""
+        """Waits until the job's processes are gone, after ``platform.closing`` was set."""
         self._thread.join(timeout_s)
 
     @property
     def folder(self) -> Path:
-        """Where log and work files of the job are."""
+        """Where logs and work files of the job are."""
         return self.platform.settings.layout.jobs / self.name
 
     def _live(self) -> None:
         try:
-            self.platform.announce(self._record())
+            record = self._record()
+            self.platform.announce(record)
             self.folder.mkdir(parents=True, exist_ok=True)
-            log = self.folder / "log"
-            log.touch()
-            container = Container(self.folder / "opt-ml", log)
-            end = self._run(container)
+            fleet = Fleet(self.folder, record["ResourceConfig"]["InstanceCount"])
+            fleet.touch_logs()
+            end = self._run(fleet)
             if end is None:
                 return
             if end.status != "Failed":
-                shutil.rmtree(container.root, ignore_errors=True)
+                shutil.rmtree(fleet.root, ignore_errors=True)
+            # Without capacity there are no instances, so none to keep.
+            self.platform.pools.keep(record, is_there=not end.reason.startswith(CAPACITY_ERROR))
             self._move(end.status, end.secondary, end.reason)
             _log.info("job %s: %s %s", self.name, end.secondary, end.reason)
         except Exception:  # noqa: BLE001  # the end of the thread; who waits must hear
             _log.exception("job %s", self.name)
         self.done.set()  # whatever happened, or who waits would wait for ever
 
-    def _run(self, container: Container) -> _Ended | None:
+    def _run(self, fleet: Fleet) -> _Ended | None:
         """Runs the phases; None if the laptop stops meanwhile."""
         platform = self.platform
         has_slot = False
+        self._begin_limits()
         try:
-            self._find_machine()
+            self._find_machines()
             has_slot = self._wait_for_slot()
-            self._download(container)
-            ending = self._train(container)
-            self._upload(container)
+            ending = self._work(fleet)
+            self._upload(fleet)
         except _Ended as end:
             ending = end
         except (ClientError, ServiceError) as error:
@@ -145,13 +175,23 @@ class JobRun:
             _log.exception("job %s", self.name)
             ending = _failed(f"InternalServerError: {error}")
         finally:
-            container.kill()
+            fleet.kill()
             if has_slot:
                 platform.slots.release()
         return None if platform.closing.is_set() else ending
 
-    def _find_machine(self) -> None:
-        if self.platform.trouble.no_capacity():
+    def _begin_limits(self) -> None:
+        """MaxWaitTimeInSeconds counts from here, MaxRuntimeInSeconds from the first training."""
+        record, clock = self._record(), self.platform.clock
+        condition = record["StoppingCondition"]
+        runtime_s = condition.get("MaxRuntimeInSeconds", DEFAULT_MAX_RUNTIME_S)
+        wait_s = condition.get("MaxWaitTimeInSeconds")
+        self._new_runtime: Callable[[], Deadline] = lambda: clock.deadline(runtime_s)
+        self._runtime: Deadline | None = None
+        self._wait = None if wait_s is None else clock.deadline(wait_s)
+
+    def _find_machines(self) -> None:
+        if not self.is_warm and self.platform.trouble.no_capacity():
             raise _failed(CAPACITY_ERROR)
 
     def _wait_for_slot(self) -> bool:
@@ -162,104 +202,145 @@ class JobRun:
     def _stop_if_asked(self) -> None:
         if self.stop.is_set() or self.platform.closing.is_set():
             raise _Ended("Stopped", "Stopped")
+        if self._wait is not None and self._wait.passed():
+            raise _Ended("Stopped", "MaxWaitTimeExceeded")
 
-    def _download(self, container: Container) -> None:
+    def _work(self, fleet: Fleet) -> _Ended:
+        """Downloads and trains, again after each interruption of spot instances."""
+        while True:
+            self._download(fleet)
+            try:
+                return self._train(fleet)
+            except _Interrupted:
+                self._move("InProgress", "Interrupted")
+                self.platform.clock.sleep(INTERRUPTION_S, self._is_unwanted)
+                self._stop_if_asked()
+                self._move("InProgress", "Starting")
+
+    def _is_unwanted(self) -> bool:
+        late = self._wait is not None and self._wait.passed()
+        return late or self.stop.is_set() or self.platform.closing.is_set()
+
+    def _download(self, fleet: Fleet) -> None:
         self._stop_if_asked()
         self._move("InProgress", "Downloading")
         record = self._record()
-        container.prepare(record)
+        fleet.prepare(record)
         for channel in record.get("InputDataConfig", []):
-            uri = channel["DataSource"]["S3DataSource"]["S3Uri"]
-            folder = container.channel(channel["ChannelName"])
-            if not self.platform.objects.download_prefix(Location.parse(uri), folder):
-                raise _failed(
-                    "ClientError: Data download failed: No S3 objects found under S3 URL "
-                    f'"{uri}" given in input data source.'
-                )
+            source = channel["DataSource"]["S3DataSource"]
+            for container in fleet.containers:
+                folder = container.channel(channel["ChannelName"])
+                if not channels.download(self.platform.objects, source, folder):
+                    raise _failed(
+                        "ClientError: Data download failed: No S3 objects found under S3 URL "
+                        f'"{source["S3Uri"]}" given in input data source.'
+                    )
         self._stop_if_asked()
 
-    def _train(self, container: Container) -> _Ended:
-        """Runs the program; returns how the job ends once its model is uploaded."""
+    def _train(self, fleet: Fleet) -> _Ended:
+        """Runs the programs; returns how the job ends once its model is uploaded."""
         record = self._record()
-        sync = self._checkpoint_sync(container, record)
-        metrics = LogMetrics(
-            container.log, record["AlgorithmSpecification"].get("MetricDefinitions", [])
-        )
+        reports = self._reports(fleet, record)
         self._move("InProgress", "Training")
         image = record["AlgorithmSpecification"]["TrainingImage"]
-        container.start(self.platform.images.command(image), self._environment(record))
+        fleet.start(self.platform.images.command(image), self._environment(record))
         try:
-            ending = self._watch(container, sync, metrics, record)
+            ending = self._watch(fleet, reports, record)
         finally:
             if not self.platform.closing.is_set():
-                self._report(sync, metrics)
-        code = container.exit_code()
-        if ending is None and code:
-            raise _failed(container.failure_reason(code))
+                self._report(reports)
+        culprit = fleet.failed()
+        if ending is None and culprit is not None:
+            raise _failed(culprit.failure_reason(culprit.exit_code() or 0))
         return ending or _Ended("Completed", "Completed")
 
-    def _watch(
-        self,
-        container: Container,
-        sync: CheckpointSync | None,
-        metrics: LogMetrics,
-        record: Record,
-    ) -> _Ended | None:
-        """Waits for the program's end; returns the reason if it was made to end."""
-        clock = self.platform.clock
-        limit_s = record["StoppingCondition"].get("MaxRuntimeInSeconds", DEFAULT_MAX_RUNTIME_S)
-        deadline = clock.deadline(limit_s)
-        grace = clock.deadline(GRACE_S)
+    def _watch(self, fleet: Fleet, reports: _Reports, record: Record) -> _Ended | None:
+        """Waits for the end of all programs; returns the reason if they were made to end.
+
+        Raises:
+            _Interrupted: After the programs' end, if the spot instances were taken away.
+        """
+        clock, is_spot = self.platform.clock, record["EnableManagedSpotTraining"]
+        self._runtime = self._runtime or self._new_runtime()
+        grace: Deadline | None = None
         ending: _Ended | None = None
+        is_interrupted = False
         report_at = time.monotonic() + _SYNC_EVERY_S
-        while container.exit_code() is None:
-            if self.platform.closing.is_set():
-                container.kill()
-            elif ending is None and (self.stop.is_set() or deadline.passed()):
-                secondary = "Stopped" if self.stop.is_set() else "MaxRuntimeExceeded"
-                ending = _Ended("Stopped", secondary)
-                self._move("Stopping", "Stopping")
-                container.terminate()
-                grace = clock.deadline(GRACE_S)
-            elif ending is not None and grace.passed():
-                container.kill()
+        while fleet.is_running():
+            if self.platform.closing.is_set() or (grace is not None and grace.passed()):
+                fleet.kill()
+            elif grace is None:
+                ending = self._reason_to_end()
+                if ending is not None:
+                    self._move("Stopping", "Stopping")
+                else:
+                    is_interrupted = is_spot and self._interrupts_spot(reports)
+                # One instance that fails ends the others: the job has failed.
+                if ending is not None or is_interrupted or fleet.failed() is not None:
+                    fleet.terminate()
+                    grace = clock.deadline(GRACE_S)
             if time.monotonic() >= report_at:
-                self._report(sync, metrics)
+                self._report(reports)
                 report_at = time.monotonic() + _SYNC_EVERY_S
             time.sleep(_POLL_S)
+        if is_interrupted:
+            raise _Interrupted
         return ending
 
-    def _upload(self, container: Container) -> None:
+    def _reason_to_end(self) -> _Ended | None:
+        if self.stop.is_set():
+            return _Ended("Stopped", "Stopped")
+        if self._wait is not None and self._wait.passed():
+            return _Ended("Stopped", "MaxWaitTimeExceeded")
+        if self._runtime is not None and self._runtime.passed():
+            return _Ended("Stopped", "MaxRuntimeExceeded")
+        return None
+
+    def _interrupts_spot(self, reports: _Reports) -> bool:
+        """An ordered interruption strikes when there is something to lose: a new checkpoint."""
+        if reports.syncs and not any(sync.has_uploaded for sync in reports.syncs):
+            return False
+        return self.platform.trouble.interrupts_spot()
+
+    def _upload(self, fleet: Fleet) -> None:
         if self.platform.closing.is_set():
             return
         record = self._record()
         self._move(record["TrainingJobStatus"], "Uploading")
-        archive = container.root / "model.tar.gz"
-        if container.pack_model(archive):
+        archive = fleet.root / "model.tar.gz"
+        if fleet.pack_model(archive):
             output = Location.parse(record["OutputDataConfig"]["S3OutputPath"])
             self.platform.objects.upload(archive, artifact_location(output, self.name))
 
-    def _checkpoint_sync(self, container: Container, record: Record) -> CheckpointSync | None:
+    def _reports(self, fleet: Fleet, record: Record) -> _Reports:
+        """Checkpoints are copied in to each instance before the first program starts."""
         config = record.get("CheckpointConfig")
-        if config is None:
-            return None
-        target = Location.parse(config["S3Uri"])
-        sync = CheckpointSync(self.platform.objects, container.checkpoints, target)
-        sync.restore()
-        return sync
+        syncs = []
+        if config is not None:
+            target = Location.parse(config["S3Uri"])
+            syncs = [
+                CheckpointSync(self.platform.objects, container.checkpoints, target)
+                for container in fleet.containers
+            ]
+        for sync in syncs:
+            sync.restore()
+        definitions = record["AlgorithmSpecification"].get("MetricDefinitions", [])
+        metrics = [LogMetrics(container.log, definitions) for container in fleet.containers]
+        return _Reports(syncs, metrics)
 
-    def _report(self, sync: CheckpointSync | None, metrics: LogMetrics) -> None:
-        if sync is not None:
+    def _report(self, reports: _Reports) -> None:
+        for sync in reports.syncs:
             sync.run()
-        values = metrics.update()
+        values = latest([metrics.update() for metrics in reports.metrics])
         if values:
             with self.platform.store.change(self.name) as record:
                 record["FinalMetricDataList"] = values
 
     def _environment(self, record: Record) -> dict[str, str]:
+        instances = record["ResourceConfig"]["InstanceCount"]
         return {
             **aws_environment(self.platform.settings),
-            "OMP_NUM_THREADS": str(self.platform.settings.threads_per_job),
+            "OMP_NUM_THREADS": str(self.platform.settings.threads(instances)),
             **record.get("Environment", {}),
             "TRAINING_JOB_NAME": record["TrainingJobName"],
             "TRAINING_JOB_ARN": record["TrainingJobArn"],

@@ -47,3 +47,13 @@ class LogMetrics:
         except ValueError:
             return  # AWS drops what is not a number
         self._last[name] = {"MetricName": name, "Value": value, "Timestamp": time.time()}
+
+
+def latest(data: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """FinalMetricDataList of a job from those of its instances' logs: the newest value of each."""
+    newest: dict[str, dict[str, Any]] = {}
+    for item in (item for log in data for item in log):
+        name = item["MetricName"]
+        if name not in newest or item["Timestamp"] > newest[name]["Timestamp"]:
+            newest[name] = item
+    return list(newest.values())

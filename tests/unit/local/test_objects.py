@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from limner.local.errors import ServiceError
-from limner.local.objects import Location, _inside
+from limner.local.objects import Location, inside
 
 
 @pytest.mark.parametrize(
@@ -37,11 +37,11 @@ def test_below_joins_with_one_slash() -> None:
     assert Location("b", "").below("x").uri == "s3://b/x"
 
 
-@pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/x", ".."])
+@pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/x", "..", "", "a\0b"])
 def test_keys_that_lead_out_of_the_folder(key: str) -> None:
     with pytest.raises(ServiceError, match="cannot be a file name"):
-        _inside(Path("folder"), key)
+        inside(Path("folder"), key)
 
 
 def test_keys_that_only_look_odd() -> None:
-    assert _inside(Path("folder"), "a..b/.c") == Path("folder/a..b/.c")
+    assert inside(Path("folder"), "a..b/.c") == Path("folder/a..b/.c")

@@ -30,10 +30,18 @@ def test_all_files_are_below_the_projects_own_folder(tmp_path: Path) -> None:
         assert environment[name].startswith(str(tmp_path / ".limner"))
 
 
-@pytest.mark.parametrize(("jobs", "cores", "threads"), [(2, 2, 1), (2, 8, 4), (4, 2, 1)])
+@pytest.mark.parametrize(
+    ("jobs", "instances", "cores", "threads"),
+    [(2, 1, 2, 1), (2, 1, 8, 4), (4, 1, 2, 1), (2, 2, 8, 2), (2, 8, 4, 1)],
+)
 def test_jobs_share_the_cores(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, jobs: int, cores: int, threads: int
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    jobs: int,
+    instances: int,
+    cores: int,
+    threads: int,
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     settings = DaemonSettings(Layout(tmp_path), 1, jobs_at_once=jobs)
-    assert settings.threads_per_job == threads
+    assert settings.threads(instances) == threads

@@ -88,6 +88,13 @@ def test_capacity_failures(ordered: int, struck: int) -> None:
     assert sum(trouble.no_capacity() for _ in range(5)) == struck
 
 
+@pytest.mark.parametrize(("ordered", "struck"), [(0, 0), (2, 2), (-1, 5)])
+def test_spot_interruptions(ordered: int, struck: int) -> None:
+    trouble = Trouble()
+    trouble.set(Plan(spot_interruptions=ordered))
+    assert sum(trouble.interrupts_spot() for _ in range(5)) == struck
+
+
 def test_a_new_plan_forgets_the_old_one() -> None:
     trouble = Trouble()
     trouble.set(Plan(faults=(Fault(CREATE, times=None),), instance_quota=0))
