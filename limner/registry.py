@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
@@ -24,7 +23,9 @@ from pydantic import BaseModel, ConfigDict
 
 from limner.contracts import keys
 from limner.contracts.errors import REGISTRY, LimnerError
+from limner.contracts.limits import RECORD_DAYS
 from limner.contracts.statuses import ALLOWED_FROM, RequestStatus, VersionStatus
+from limner.contracts.times import utc_now
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -33,18 +34,11 @@ BY_USER: Final = "by_user"
 # What waits for ``dispatch``, and what has not ended; both are sparse, and spread over shards.
 QUEUE: Final = "queue"
 OPEN: Final = "open"
-# A record outlives what people ask about; then DynamoDB deletes it.
-RECORD_DAYS: Final = 400
 
 Item = Mapping[str, Any]
 
 _deserialize = TypeDeserializer().deserialize
 _serialize = TypeSerializer().serialize
-
-
-def now() -> str:
-    """The present moment in the form of all rows: ISO 8601, UTC, milliseconds, ``Z``."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class _Row(BaseModel):
@@ -162,7 +156,7 @@ class Request(_Row):
             input_digest: SHA-256 of everything asked for.
             queued: Whether it waits for ``dispatch``, instead of being started by the caller.
         """
-        created_at, shard = now(), keys.shard_of(user_id)
+        created_at, shard = utc_now(), keys.shard_of(user_id)
         return cls(
             request_id=request_id,
             user_id=user_id,
@@ -339,7 +333,7 @@ class Registry:
                     **values,
                     ":to": {"S": RequestStatus.CANCELLED},
                     ":error": _serialize(failure.model_dump()),
-                    ":now": {"S": now()},
+                    ":now": {"S": utc_now()},
                 },
             )
         except ClientError as error:

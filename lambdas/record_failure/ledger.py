@@ -17,10 +17,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from lambdas.record_failure.logic import Ending
-from lambdas.shared.dynamo import Table, utc_now
+from lambdas.shared.dynamo import Table
 from limner.contracts import keys
 from limner.contracts.errors import LimnerError
 from limner.contracts.statuses import ALLOWED_FROM, VersionStatus
+from limner.contracts.times import utc_now
 
 
 class Ledger:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,11 +14,6 @@ if TYPE_CHECKING:
 
 Plain: TypeAlias = "str | int | bool | Mapping[str, Plain]"
 Item: TypeAlias = dict[str, Any]
-
-
-def utc_now() -> str:
-    """The time as Step Functions writes it: ISO 8601, UTC, milliseconds, Z."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def to_attribute(value: Plain) -> dict[str, Any]:

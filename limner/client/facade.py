@@ -23,7 +23,7 @@ from limner.contracts.onboarding import OnboardingInput
 from limner.contracts.statuses import RequestStatus, VersionStatus
 from limner.contracts.training import TrainingConfig, explain
 from limner.photos import Photo, PhotoSource, check_photos
-from limner.registry import Model, Registry, Request, RequestFailure, now
+from limner.registry import Model, Registry, Request, RequestFailure
 from limner.settings import Deployment, read_settings
 
 if TYPE_CHECKING:

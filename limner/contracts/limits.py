@@ -1,4 +1,4 @@
-"""Limits of photos; told apart from the training config because functions know them, too."""
+"""Limits that the app, the functions and the training know alike."""
 
 from __future__ import annotations
 
@@ -9,3 +9,6 @@ MAX_PHOTOS: Final = 50
 MIN_PHOTO_SIDE_PX: Final = 32
 MAX_PHOTO_PIXELS: Final = 40_000_000
 MAX_PHOTO_BYTES: Final = 25_000_000
+
+# A record outlives what people ask about; then DynamoDB deletes it.
+RECORD_DAYS: Final = 400

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from limner.contracts.errors import LimnerError
+from limner.contracts.images import read_header
 from limner.contracts.limits import MAX_PHOTO_BYTES
-from limner.photos import check_photos, read_header
+from limner.photos import check_photos
 from tests.unit.client.world import photo, photos
 
 
