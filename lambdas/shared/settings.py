@@ -5,6 +5,7 @@ A missing variable fails the cold start, not the first request that needs it.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,6 +53,134 @@ class RecordFailureSettings:
             _required(environ, "REQUESTS_TABLE"),
             _required(environ, "TOPIC_ARN"),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchSettings:
+    """Settings of ``dispatch``.
+
+    Attributes:
+        requests_table: Name of the table of requests.
+        onboard_machine_arn: The machine of single onboardings.
+        batch_machine_arn: The machine of batches.
+        stage: Dimension of the metrics.
+        max_instances: Training instances at work at the same time.
+        launches_per_second: How often executions start, in the long run.
+        burst: How many may start at once after a pause.
+        daily_launches: Launches a day (UTC); a bug cannot spend more.
+        user_active: Requests of one user at work at the same time.
+        batch_from: So many waiting requests are worth a batch.
+        batch_size: Requests of one batch.
+        batch_instances: Instances of a batch's training job, as ``pack_tasks`` is told.
+        lease_s: How long a request belongs to the invocation that starts it; longer than an
+            invocation can last.
+    """
+
+    requests_table: str
+    onboard_machine_arn: str
+    batch_machine_arn: str
+    stage: str
+    max_instances: int
+    launches_per_second: float
+    burst: int
+    daily_launches: int
+    user_active: int
+    batch_from: int
+    batch_size: int
+    batch_instances: int
+    lease_s: int
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> DispatchSettings:
+        """Reads the variables of the same names in upper case.
+
+        Raises:
+            LimnerError: ``INTERNAL``, if one is missing or out of range.
+        """
+        settings = cls(
+            _required(environ, "REQUESTS_TABLE"),
+            _required(environ, "ONBOARD_MACHINE_ARN"),
+            _required(environ, "BATCH_MACHINE_ARN"),
+            _required(environ, "STAGE"),
+            _whole(environ, "MAX_INSTANCES"),
+            _positive(environ, "LAUNCHES_PER_SECOND"),
+            _whole(environ, "BURST"),
+            _whole(environ, "DAILY_LAUNCHES"),
+            _whole(environ, "USER_ACTIVE"),
+            _whole(environ, "BATCH_FROM"),
+            # limner.contracts.onboarding.MAX_BATCH; that module needs pydantic. A test compares.
+            _whole(environ, "BATCH_SIZE", most=100),
+            _whole(environ, "BATCH_INSTANCES"),
+            _whole(environ, "LEASE_S", least=30),
+        )
+        if settings.batch_instances > settings.max_instances:
+            raise LimnerError(
+                "INTERNAL", "BATCH_INSTANCES above MAX_INSTANCES: no batch could ever start."
+            )
+        return settings
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcileSettings:
+    """Settings of ``reconcile``.
+
+    Attributes:
+        models_table: Name of the table of models and versions.
+        requests_table: Name of the table of requests.
+        topic_arn: Where endings are announced that no execution can announce any more.
+        onboard_machine_arn: The machine of single onboardings.
+        batch_machine_arn: The machine of batches.
+        stage: Dimension of the metrics.
+        job_prefix: How the names of our training jobs begin; no other job is ever touched.
+        grace_s: How long a request may stand still before anybody asks why.
+    """
+
+    models_table: str
+    requests_table: str
+    topic_arn: str
+    onboard_machine_arn: str
+    batch_machine_arn: str
+    stage: str
+    job_prefix: str
+    grace_s: int
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> ReconcileSettings:
+        """Reads the variables of the same names in upper case.
+
+        Raises:
+            LimnerError: ``INTERNAL``, if one is missing or out of range.
+        """
+        return cls(
+            _required(environ, "MODELS_TABLE"),
+            _required(environ, "REQUESTS_TABLE"),
+            _required(environ, "TOPIC_ARN"),
+            _required(environ, "ONBOARD_MACHINE_ARN"),
+            _required(environ, "BATCH_MACHINE_ARN"),
+            _required(environ, "STAGE"),
+            _required(environ, "JOB_PREFIX"),
+            _whole(environ, "GRACE_S"),
+        )
+
+
+def _positive(environ: Mapping[str, str], name: str) -> float:
+    written = _required(environ, name)
+    try:
+        value = float(written)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise LimnerError("INTERNAL", f"{name} must be a number above 0.")
+    return value
+
+
+def _whole(
+    environ: Mapping[str, str], name: str, *, least: int = 1, most: int = 1_000_000_000
+) -> int:
+    value = _positive(environ, name)
+    if value != int(value) or not least <= value <= most:
+        raise LimnerError("INTERNAL", f"{name} must be a whole number from {least} to {most}.")
+    return int(value)
 
 
 def _required(environ: Mapping[str, str], name: str) -> str:
