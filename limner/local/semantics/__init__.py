@@ -9,6 +9,7 @@ from __future__ import annotations
 from limner.local.clock import Clock
 from limner.local.seams import Module
 from limner.local.semantics import (
+    branches,
     errors,
     executions,
     limits,
@@ -40,6 +41,7 @@ def install(
     tasks.install(engine, clock, trouble)
     paths.install(engine)
     limits.install(engine)
+    branches.install(engine)
     names.install(engine, runtime, functions)
     shapes.install(engine)
     restarts.install(engine)

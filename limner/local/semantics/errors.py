@@ -9,6 +9,7 @@ States.ALL error type."
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from limner.local.seams import Module
 
@@ -41,6 +42,7 @@ def _intrinsic_failure(engine: Module) -> Callable[[str, object, object], object
     Developer guide, same page: "States.IntrinsicFailure: An attempt to invoke an intrinsic
     function within a payload template failed."
     """
+    engine._exec_intrinsic = _positions_from_zero(engine)
     evaluate = engine._evaluate_intrinsic
 
     def evaluate_intrinsic(expression: str, data: object, context: object) -> object:
@@ -52,3 +54,18 @@ def _intrinsic_failure(engine: Module) -> Callable[[str, object, object], object
             ) from error
 
     return evaluate_intrinsic
+
+
+def _positions_from_zero(engine: Module) -> Callable[..., object]:
+    """States.ArrayGetItem counts from 0 upwards; Python would count negative ones from the end."""
+    execute = engine._exec_intrinsic
+
+    def execute_intrinsic(node: tuple[str, str, Any], data: object, context: object) -> object:
+        if node[1] == "States.ArrayGetItem":
+            position = engine._eval_intrinsic_arg(node[2][-1], data, context)
+            if position < 0:
+                raise IndexError(f"there is no position {position}")
+        result: object = execute(node, data, context)
+        return result
+
+    return execute_intrinsic

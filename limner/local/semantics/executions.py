@@ -23,18 +23,27 @@ class Scope:
 
     Attributes:
         execution: ministack's record of the execution.
-        expired: Set when the task that runs now has exceeded its TimeoutSeconds.
+        outer: The scope that this one is a part of.
+        expired: Set when the task that runs now has exceeded its TimeoutSeconds, or when another
+            branch of the same Parallel or Map has failed.
     """
 
     execution: dict[str, Any]
+    outer: Scope | None = None
     expired: threading.Event = field(default_factory=threading.Event)
 
     def ended(self) -> bool:
         """Whether nobody waits for this work any more."""
-        return self.expired.is_set() or self.execution["status"] != "RUNNING"
+        return (
+            self.expired.is_set()
+            or self.execution["status"] != "RUNNING"
+            or (self.outer is not None and self.outer.ended())
+        )
 
 
 _current: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("execution", default=None)
+# The event that the next one of this thread follows; a branch begins with that of its parent.
+_previous: contextvars.ContextVar[int] = contextvars.ContextVar("previous-event", default=0)
 
 
 def current_scope() -> Scope | None:
@@ -53,12 +62,12 @@ def entered(scope: Scope) -> Iterator[None]:
 
 
 def unless_ended(engine: Module) -> None:
-    """Leaves the execution's thread if its execution has ended.
+    """Leaves the thread if its execution, or the branch that it walks, has ended.
 
     AWS: StopExecution "stops the execution"; no further state is entered.
     """
     scope = current_scope()
-    if scope is not None and scope.execution["status"] != "RUNNING":
+    if scope is not None and scope.ended():
         raise engine._ExecutionError("Limner.ExecutionEnded", scope.execution["status"])
 
 
@@ -96,6 +105,7 @@ def _with_scope_and_timeout(engine: Module, clock: Clock) -> Callable[[str], Non
                 daemon=True,
             ).start()
         try:
+            _previous.set(0)
             with entered(Scope(execution)):
                 run(arn)
         finally:
@@ -183,15 +193,27 @@ def _once(engine: Module) -> Callable[[dict[str, Any], str, str], None]:
 
 
 def _until_the_end(engine: Module) -> Callable[..., Any]:
-    """The history ends with the event that ends the execution."""
+    """The history ends with the event that ends the execution; branches write it one by one.
+
+    API reference, HistoryEvent: "previousEventId: The id of the previous event". By it a reader
+    follows one iteration among many.
+    """
     add = engine._add_event
+    writing = threading.Lock()
 
     def add_event(
         execution: dict[str, Any], kind: str, details: dict[str, Any] | None = None
     ) -> Json:
         if execution.get("status", "RUNNING") != "RUNNING" and not kind.startswith("Execution"):
             return None
-        return add(execution, kind, details)
+        scope = current_scope()
+        is_own = scope is not None and scope.execution is execution
+        with writing:  # ids are positions
+            event = add(execution, kind, details)
+            event["previousEventId"] = _previous.get() if is_own else 0
+        if is_own:
+            _previous.set(event["id"])
+        return event
 
     return add_event
 

@@ -54,7 +54,7 @@ def _with_timeout(engine: Module, clock: Clock) -> Callable[[str, Any, float], A
 
     def invoke_with_timeout(resource: str, data: Json, timeout: float) -> Json:
         outer = current_scope()
-        scope = Scope(outer.execution if outer else {"status": "RUNNING"})
+        scope = Scope(outer.execution if outer else {"status": "RUNNING"}, outer)
         outcome: list[Any] = []
         failure: list[BaseException] = []
 
