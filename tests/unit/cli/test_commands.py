@@ -142,7 +142,7 @@ def test_bad_input_exits_with_2_and_a_fix(
     assert "\nFix: " in result.stderr
     assert aws.uploaded() == []
     document = shell.json("onboard", "alice", *words)
-    assert set(document["error"]) == {"code", "message", "retryable", "fix"}
+    assert set(document["error"]) == {"code", "message", "retryable", "fault", "fix"}
 
 
 def test_a_folder_gives_its_photos_only(aws: World, shell: Shell) -> None:

@@ -25,6 +25,7 @@ def test_one_shape() -> None:
             "code": "TOO_FEW_PHOTOS",
             "message": "2 photos; at least 3 are needed.",
             "retryable": False,
+            "fault": "caller",
             "fix": REGISTRY["TOO_FEW_PHOTOS"].fix,
         }
     }

@@ -44,7 +44,7 @@ def test_an_unknown_hyperparameter_is_refused() -> None:
 
 def test_hostile_ids_do_not_enter_a_workflow() -> None:
     with pytest.raises(LimnerError):
-        OnboardingInput(request_id="r1", user_id="../bob", hyperparameters={})
+        OnboardingInput(request_id="r1", user_id="../bob")
 
 
 @pytest.mark.parametrize(
