@@ -5,8 +5,9 @@ the state of the same name, and a test compares the published machine with this 
 
 Rules behind the numbers:
 
-* Every policy has an end, and the end is known: ``Retrier.longest_wait_s`` (a test keeps the sums
-  below a day, and the history below its 25,000 events).
+* Every policy has an end, and the end is known: ``Retrier.longest_wait_s``. Every loop has a budget
+  that is counted down in the execution. A test adds both up: each machine stays below the 25,000
+  events of a history and below its own timeout even when all of them are used up together.
 * Every back-off has a cap (MaxDelaySeconds). Without one, published recipes end in waits of days:
   5 s x 1.25 x 60 attempts waits 30 days before its last attempt.
 * Whoever competes with others for the same rate or quota waits a random part of the delay
@@ -22,12 +23,17 @@ Wall time that retries add at most, in seconds of back-off (FULL jitter halves i
 policy         shape                                        attempts  at most
 =============  ===========================================  ========  =========
 SERVICE        5 s x 1.5, at most 120 s                     30        48 min
-QUOTA          60 s x 1.5, at most 600 s                    36        5 h 21 min
+QUOTA          5 s x 1.5                                    2         13 s
 SMALL_CALL     1 s x 1.5, at most 20 s                      8         49 s
-PERSISTENT     1 s x 1.5, at most 60 s                      20        11 min 51 s
+PERSISTENT     2 s x 2.5, at most 150 s                     9         13 min 40 s
 LAMBDA         2 s x 1.5, at most 30 s                      8         94 s
-MODEL_LOADING  10 s x 1.5, at most 30 s, without jitter     20        9 min 18 s
+FUNCTION       2 s x 1.5, at most 30 s                      8         94 s
+MODEL_LOADING  10 s x 1.5, at most 60 s, without jitter     11        8 min 11 s
+LOOK           5 s                                          1         5 s
 =============  ===========================================  ========  =========
+
+A full quota outlasts any Retry that a history has room for: after QUOTA's few tries the execution
+says that it waits, waits CAPACITY_WAIT_S, and tries again, up to QUOTA_WAITS times: 12 hours.
 """
 
 from __future__ import annotations
@@ -46,8 +52,9 @@ CONDITION_FAILED: Final = "DynamoDB.ConditionalCheckFailedException"
 TRANSACTION_CANCELLED: Final = "DynamoDb.TransactionCanceledException"
 JOB_EXISTS: Final = "SageMaker.ResourceInUseException"
 JOB_QUOTA: Final = "SageMaker.ResourceLimitExceededException"
-# Throttling, validation and access errors share these names (the code is in the Cause), which is
-# why SERVICE has an end: it also repeats an access error.
+# Throttling, validation and access errors share these names, and Retry cannot look into the Cause,
+# where the code is: SERVICE also repeats an access error, for its 48 minutes, before
+# ``record_failure`` tells it by its own name.
 JOB_SERVICE: Final = (
     "SageMaker.AmazonSageMakerException",
     "SageMaker.SageMakerException",
@@ -141,16 +148,22 @@ class TaskPolicy:
 
 
 SERVICE: Final = Retrier(JOB_SERVICE, 30, first_delay_s=5, longest_delay_s=120)
-QUOTA: Final = Retrier((JOB_QUOTA,), 36, first_delay_s=60, longest_delay_s=600)
+# A quota that frees itself at once, as when a stopped job lets go; the loop is for all others.
+QUOTA: Final = Retrier((JOB_QUOTA,), 2, first_delay_s=5, longest_delay_s=30)
 SMALL_CALL: Final = Retrier(ALL_ERRORS, 8, first_delay_s=1, longest_delay_s=20)
-# After a training that was paid for, patience is cheaper than giving up.
-PERSISTENT: Final = Retrier(ALL_ERRORS, 20, first_delay_s=1, longest_delay_s=60)
+# After a training that was paid for, patience is cheaper than giving up. Few and long waits: each
+# repetition costs events, of which all requests of a batch share 25,000.
+PERSISTENT: Final = Retrier(ALL_ERRORS, 9, first_delay_s=2, rate=2.5, longest_delay_s=150)
 LAMBDA: Final = Retrier((*LAMBDA_SERVICE, TIMEOUT), 8, first_delay_s=2, longest_delay_s=30)
 # An endpoint answers within 60 s that a model is still loading, and may load for 360 s (SageMaker
 # developer guide, "Troubleshooting multi-model endpoints"); nobody competes, so no jitter.
 MODEL_LOADING: Final = Retrier(
-    (MODEL_NOT_READY,), 20, first_delay_s=10, longest_delay_s=30, jitter=False
+    (MODEL_NOT_READY,), 11, first_delay_s=10, longest_delay_s=60, jitter=False
 )
+# A function of ours that only reads, or whose every write is conditional.
+FUNCTION: Final = Retrier(ALL_ERRORS, 8, first_delay_s=2, longest_delay_s=30)
+# The loop around a look at a job is its patience.
+LOOK: Final = Retrier(ALL_ERRORS, 1, first_delay_s=5)
 
 
 def _never(*errors: str) -> Retrier:
@@ -158,68 +171,209 @@ def _never(*errors: str) -> Retrier:
     return Retrier(errors, 0)
 
 
-# The whole execution; longer than any healthy path, and an end to all loops.
-MACHINE_TIMEOUT_S: Final = 24 * 3600
-# SageMaker stops the training program after this time (StoppingCondition).
+# SageMaker stops the training program after this time (StoppingCondition): of one request, and of
+# a batch, whose own figure PackTasks computes below that.
 TRAINING_RUNTIME_S: Final = 2 * 3600
-# Provisioning, download, training and upload together.
-TRAINING_TASK_S: Final = 3 * 3600
+BATCH_RUNTIME_S: Final = 6 * 3600
+# The longest that a job on spot machines may take, its waits for machines included.
+SPOT_WAIT_S: Final = 7 * 3600
+# Provisioning, download, training and upload of any of these: when a task whose job never tells
+# gives up and, with ``.sync``, stops it.
+TRAINING_TASK_S: Final = 8 * 3600
 # SageMaker starts the job anew by itself after an InternalServerError (RetryStrategy).
 TRAINING_RESTARTS: Final = 2
-# Jobs that a request may lose to missing capacity before it fails, and the pause between them.
-CAPACITY_TRIES: Final = 3
-CAPACITY_WAIT_S: Final = 300
-# Between two looks at an adopted job: a look costs 9 events of the history.
-JOB_POLL_S: Final = 60
+# Jobs that an execution may lose to missing capacity: one for each entry of the list of instance
+# types, which has at most this many.
+MOST_INSTANCE_TYPES: Final = 5
+# Waits of an execution for room in the quota of training instances: 12 hours for one request. A
+# batch shares its history among many; it gives them back to the queue after 2 hours.
+QUOTA_WAITS: Final = 96
+BATCH_QUOTA_WAITS: Final = 16
+# The pause before the next try, whether the quota or the capacity was missing.
+CAPACITY_WAIT_S: Final = 450
+# Between two looks at a job that no task waits for, and the number of looks of one execution.
+JOB_POLL_S: Final = 120
+JOB_LOOKS: Final = 300
+# The whole execution. An end to errors in this very file, not a budget: it is longer than all
+# waits and retries together, throttled for 48 minutes at every one of 12 hours of quota waits.
+MACHINE_TIMEOUT_S: Final = 7 * 24 * 3600
+# Attempts of a request, each in another batch, before a job that left it undone fails it.
+MAX_ATTEMPTS: Final = 3
+# Requests of a batch whose retries and loops, all used up, still fit one history.
+MOST_REQUESTS: Final = 40
+# Items of a batch that are claimed, or published and tested, side by side.
+SIDE_BY_SIDE: Final = 10
 
-_TO_RECORD_FAILURE: Final = Catcher(ALL_ERRORS, "RecordFailure")
-_READ: Final = TaskPolicy(30, (SMALL_CALL,), (_TO_RECORD_FAILURE,))
-_WRITE: Final = TaskPolicy(30, (_never(CONDITION_FAILED), SMALL_CALL), (_TO_RECORD_FAILURE,))
-_CLAIM: Final = TaskPolicy(
-    30,
-    (_never(CONDITION_FAILED), SMALL_CALL),
-    (Catcher((CONDITION_FAILED,), "RequestNotClaimed"), _TO_RECORD_FAILURE),
+Policies = Mapping[str, TaskPolicy]
+
+
+@dataclass(frozen=True, slots=True)
+class FailureNames:
+    """The states that end a failed request; a machine may have two sets of them.
+
+    Attributes:
+        record: Names the failure and ends the request.
+        not_recorded: Where a failure to do that leads.
+        not_ours: Where a request leads that somebody else owns, or that has ended.
+        notify: Tells the app.
+        announced: Notes that the app was told.
+        failed: The end.
+    """
+
+    record: str = "RecordFailure"
+    not_recorded: str = "FailureNotRecorded"
+    not_ours: str = "FailureNotRecorded"
+    notify: str = "NotifyFailure"
+    announced: str = "RecordAnnouncement"
+    failed: str = "Failed"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainNames:
+    """The states around a training job, as far as machines differ.
+
+    Attributes:
+        record_attempt: Notes the job's name before it is made.
+        fine_tune: The job.
+        record_waiting: Notes that the request waits for a machine.
+        failed: Where a failure leads that no other attempt can mend.
+    """
+
+    record_attempt: str = "RecordAttempt"
+    fine_tune: str = "FineTune"
+    record_waiting: str = "RecordWaiting"
+    failed: str = "RecordFailure"
+
+
+SINGLE_FAILURE: Final = FailureNames()
+CLAIM_FAILURE: Final = FailureNames(
+    record="RecordClaimFailure",
+    not_recorded="ClaimFailureLeft",
+    not_ours="ClaimNotOurs",
+    notify="NotifyClaimFailure",
+    announced="RecordClaimAnnouncement",
+    failed="ClaimFailed",
 )
-# A cancelled transaction may have met another one on the same item, which passes; or a condition
-# has failed, and will fail again: some cheap attempts are the price of the difference.
-_TRANSACTION: Final = TaskPolicy(
-    30, (Retrier((TRANSACTION_CANCELLED,), 5), PERSISTENT), (_TO_RECORD_FAILURE,)
+ITEM_FAILURE: Final = FailureNames(not_ours="NotOurs")
+SINGLE_TRAIN: Final = TrainNames()
+BATCH_TRAIN: Final = TrainNames(
+    record_attempt="RecordBatchAttempt",
+    fine_tune="FineTuneBatch",
+    record_waiting="RecordBatchWaiting",
+    failed="CollectResults",
 )
 
-ONBOARD: Final[Mapping[str, TaskPolicy]] = MappingProxyType(
-    {
-        "CheckModelStatus": _READ,
-        "RecordAlreadyReady": _CLAIM,
-        "ClaimRequest": _CLAIM,
-        "ReserveVersion": TaskPolicy(
-            30,
-            (_never(CONDITION_FAILED), SMALL_CALL),
-            (Catcher((CONDITION_FAILED,), "ReadReservation"), _TO_RECORD_FAILURE),
-        ),
-        "ReadReservation": _READ,
-        "RecordAttempt": _WRITE,
-        "FineTune": TaskPolicy(
+
+def _write(failed: str) -> TaskPolicy:
+    return TaskPolicy(30, (_never(CONDITION_FAILED), SMALL_CALL), (Catcher(ALL_ERRORS, failed),))
+
+
+def _transaction(*catchers: Catcher) -> TaskPolicy:
+    # A cancelled transaction may have met another one on the same item, which passes; or a
+    # condition has failed, and will fail again: cheap attempts are the price of the difference.
+    return TaskPolicy(30, (Retrier((TRANSACTION_CANCELLED,), 5), PERSISTENT), catchers)
+
+
+def _function(failed: str, timeout_s: int) -> TaskPolicy:
+    return TaskPolicy(timeout_s, (FUNCTION,), (Catcher(ALL_ERRORS, failed),))
+
+
+def claim(failed: str) -> Policies:
+    """The chain from CheckModelStatus to PlanTraining; ``failed`` is where its failures lead."""
+    to_failure = Catcher(ALL_ERRORS, failed)
+    read = TaskPolicy(30, (SMALL_CALL,), (to_failure,))
+
+    def claiming(lost: str) -> TaskPolicy:
+        catchers = (Catcher((CONDITION_FAILED,), lost), to_failure)
+        return TaskPolicy(30, (_never(CONDITION_FAILED), SMALL_CALL), catchers)
+
+    return {
+        "CheckModelStatus": read,
+        "RecordAlreadyReady": claiming("RequestNotClaimed"),
+        "ClaimRequest": claiming("RequestNotClaimed"),
+        "ReserveVersion": claiming("ReadReservation"),
+        "ReadReservation": read,
+    }
+
+
+def train(names: TrainNames, record: TaskPolicy) -> Policies:
+    """The states around a training job; ``record`` is the policy of its two status writes."""
+    return {
+        names.record_attempt: record,
+        names.fine_tune: TaskPolicy(
             TRAINING_TASK_S,
             (SERVICE, QUOTA),
             (Catcher((JOB_EXISTS,), "AwaitJob"), Catcher(ALL_ERRORS, "DidJobFail")),
         ),
-        "AwaitJob": TaskPolicy(30, (PERSISTENT,), (_TO_RECORD_FAILURE,)),
-        "RecordWaiting": _WRITE,
-        "RecordModel": _TRANSACTION,
+        "AwaitJob": TaskPolicy(30, (LOOK,), (Catcher(ALL_ERRORS, "MayLookAgain"),)),
+        "StopJob": TaskPolicy(30, (SMALL_CALL,), (Catcher(ALL_ERRORS, "JobOverdue"),)),
+        names.record_waiting: record,
+    }
+
+
+def publish(failed: str) -> Policies:
+    """The chain from RecordModel to NotifyReady."""
+    to_failure = Catcher(ALL_ERRORS, failed)
+    return {
+        "RecordModel": _transaction(to_failure),
         # CopyObject of up to 5 GB in one call.
-        "PublishArtifact": TaskPolicy(300, (PERSISTENT,), (_TO_RECORD_FAILURE,)),
+        "PublishArtifact": TaskPolicy(300, (PERSISTENT,), (to_failure,)),
         # The function itself gives up after 90 s.
-        "SmokeTest": TaskPolicy(120, (MODEL_LOADING, LAMBDA), (_TO_RECORD_FAILURE,)),
-        "ActivateModel": _TRANSACTION,
+        "SmokeTest": TaskPolicy(120, (MODEL_LOADING, LAMBDA), (to_failure,)),
+        "ActivateModel": _transaction(to_failure),
         "NotifyReady": TaskPolicy(30, (PERSISTENT,), (Catcher(ALL_ERRORS, "ReadyUnannounced"),)),
-        # Whatever this function cannot record, the rule on the execution's end tries again.
-        "RecordFailure": TaskPolicy(
+    }
+
+
+def failure(names: FailureNames) -> Policies:
+    """The chain that ends a failed request. Whatever it cannot do, the rules do afterwards."""
+    # The failure that was to be recorded stays where it is: the rule reads it next.
+    unrecorded = "$.unrecorded"
+    return {
+        names.record: TaskPolicy(
             60,
-            (_never(NOT_OURS), Retrier(ALL_ERRORS, 8, first_delay_s=2, longest_delay_s=30)),
-            # The failure that was to be recorded stays where it is: the rule reads it next.
-            (Catcher(ALL_ERRORS, "FailureNotRecorded", result_path="$.unrecorded"),),
+            (_never(NOT_OURS), FUNCTION),
+            (
+                *(
+                    ()
+                    if names.not_ours == names.not_recorded
+                    else (Catcher((NOT_OURS,), names.not_ours, result_path=unrecorded),)
+                ),
+                Catcher(ALL_ERRORS, names.not_recorded, result_path=unrecorded),
+            ),
         ),
-        "NotifyFailure": TaskPolicy(30, (PERSISTENT,), (Catcher(ALL_ERRORS, "Failed"),)),
+        names.notify: TaskPolicy(
+            30, (PERSISTENT,), (Catcher(ALL_ERRORS, names.failed, result_path=unrecorded),)
+        ),
+        # Unnoted means announced twice; that is no reason to wait.
+        names.announced: TaskPolicy(
+            30,
+            (_never(CONDITION_FAILED), SMALL_CALL),
+            (Catcher(ALL_ERRORS, names.failed, result_path=unrecorded),),
+        ),
+    }
+
+
+ONBOARD: Final[Policies] = MappingProxyType(
+    {
+        **claim(SINGLE_FAILURE.record),
+        **train(SINGLE_TRAIN, _write(SINGLE_FAILURE.record)),
+        **publish(SINGLE_FAILURE.record),
+        **failure(SINGLE_FAILURE),
     }
 )
 """The policies of the machine ``onboard``, by the name of the task state."""
+
+ONBOARD_BATCH: Final[Policies] = MappingProxyType(
+    {
+        **claim(CLAIM_FAILURE.record),
+        **failure(CLAIM_FAILURE),
+        "PackTasks": _function(BATCH_TRAIN.failed, 180),
+        **train(BATCH_TRAIN, _function(BATCH_TRAIN.failed, 60)),
+        "CollectResults": _function("FinishAll", 180),
+        **publish(ITEM_FAILURE.record),
+        "Requeue": _transaction(Catcher(ALL_ERRORS, "LeftAsItWas")),
+        **failure(ITEM_FAILURE),
+    }
+)
+"""The policies of the machine ``onboard_batch``, likewise."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import Final, Literal, TypeAlias, TypeVar
 
 from aws_cdk import Aws, Duration
 from aws_cdk import aws_dynamodb as dynamodb
@@ -33,6 +33,8 @@ from workflows.retries import Retrier, TaskPolicy
 Value = tasks.DynamoAttributeValue
 TaskState: TypeAlias = sfn.TaskStateBase | sfn.CustomState
 State = TypeVar("State", bound=TaskState)
+
+_SDK_CREATE: Final = "aws-sdk:sagemaker:createTrainingJob"
 
 
 def text(path: str) -> Value:
@@ -113,6 +115,13 @@ class TrainingJobs:
         account = f"{Aws.PARTITION}:sagemaker:{Aws.REGION}:{Aws.ACCOUNT_ID}"
         return f"arn:{account}:training-job/{self.name_prefix}*"
 
+    def create_statements(self) -> list[iam.PolicyStatement]:
+        """What SageMaker's own CreateTrainingJob needs, and no more."""
+        return [
+            iam.PolicyStatement(actions=["sagemaker:CreateTrainingJob"], resources=[self.arns]),
+            self._pass_role(),
+        ]
+
     def run_statements(self) -> list[iam.PolicyStatement]:
         """What ``sagemaker:createTrainingJob.sync`` needs, and no more.
 
@@ -133,16 +142,19 @@ class TrainingJobs:
                 ],
                 resources=[self.arns],
             ),
-            iam.PolicyStatement(
-                actions=["iam:PassRole"],
-                resources=[self.role.role_arn],
-                conditions={"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}},
-            ),
+            self._pass_role(),
             iam.PolicyStatement(
                 actions=["events:DescribeRule", "events:PutRule", "events:PutTargets"],
                 resources=[f"{events}/StepFunctionsGetEventsForSageMakerTrainingJobsRule"],
             ),
         ]
+
+    def _pass_role(self) -> iam.PolicyStatement:
+        return iam.PolicyStatement(
+            actions=["iam:PassRole"],
+            resources=[self.role.role_arn],
+            conditions={"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}},
+        )
 
 
 class StepFactory:
@@ -154,7 +166,8 @@ class StepFactory:
     """
 
     def __init__(self, scope: Construct, policies: Mapping[str, TaskPolicy]) -> None:
-        self._scope = scope
+        self.scope = scope
+        """The construct that owns the states."""
         self._policies = policies
         self._made: dict[str, TaskState] = {}
         self.statements: list[iam.PolicyStatement] = []
@@ -167,7 +180,7 @@ class StepFactory:
         return self._ready(
             name,
             tasks.DynamoGetItem(
-                self._scope,
+                self.scope,
                 name,
                 comment=comment,
                 table=table,
@@ -183,7 +196,7 @@ class StepFactory:
         return self._ready(
             name,
             tasks.DynamoUpdateItem(
-                self._scope,
+                self.scope,
                 name,
                 comment=comment,
                 table=write.table,
@@ -202,11 +215,12 @@ class StepFactory:
 
         The client token is the same for every attempt of one visit to the state: DynamoDB answers
         a repetition within ten minutes with the first outcome (API reference, TransactWriteItems).
+        It names the request, too: items of one Map may enter a state in the same millisecond.
         """
         return self._ready(
             name,
             tasks.CallAwsService(
-                self._scope,
+                self.scope,
                 name,
                 comment=comment,
                 service="dynamodb",
@@ -215,7 +229,8 @@ class StepFactory:
                     # 32 hexadecimal digits: a token has at most 36 characters.
                     "ClientRequestToken": sfn.JsonPath.hash(
                         sfn.JsonPath.format(
-                            "{} {} {}",
+                            "{} {} {} {}",
+                            sfn.JsonPath.string_at("$.request_id"),
                             sfn.JsonPath.string_at("$$.Execution.Id"),
                             sfn.JsonPath.string_at("$$.State.Name"),
                             sfn.JsonPath.string_at("$$.State.EnteredTime"),
@@ -257,7 +272,7 @@ class StepFactory:
         return self._ready(
             name,
             tasks.CallAwsService(
-                self._scope,
+                self.scope,
                 name,
                 comment=comment,
                 service="s3",
@@ -293,7 +308,7 @@ class StepFactory:
         return self._ready(
             name,
             tasks.LambdaInvoke(
-                self._scope,
+                self.scope,
                 name,
                 comment=comment,
                 lambda_function=function,
@@ -312,7 +327,7 @@ class StepFactory:
         return self._ready(
             name,
             tasks.SnsPublish(
-                self._scope,
+                self.scope,
                 name,
                 comment=comment,
                 topic=topic,
@@ -324,26 +339,34 @@ class StepFactory:
         )
 
     def train(
-        self, name: str, comment: str, jobs: TrainingJobs, job: Mapping[str, object]
+        self,
+        name: str,
+        comment: str,
+        jobs: TrainingJobs,
+        job: Mapping[str, object],
+        *,
+        call: Literal["sync", "sdk"],
     ) -> sfn.CustomState:
-        """Runs a training job and waits for its end.
+        """Makes a training job.
 
         Args:
             name: Name of the state.
             comment: What the console shows.
             jobs: The jobs that this machine may run.
             job: The CreateTrainingJob request as ASL parameters.
+            call: ``sync`` also waits for the job's end; ``sdk`` does not.
         """
-        self.statements += jobs.run_statements()
+        self.statements += jobs.run_statements() if call == "sync" else jobs.create_statements()
+        api = "sagemaker:createTrainingJob.sync" if call == "sync" else _SDK_CREATE
         return self._ready(
             name,
             sfn.CustomState(
-                self._scope,
+                self.scope,
                 name,
                 state_json={
                     "Type": "Task",
                     "Comment": comment,
-                    "Resource": (f"arn:{Aws.PARTITION}:states:::sagemaker:createTrainingJob.sync"),
+                    "Resource": f"arn:{Aws.PARTITION}:states:::{api}",
                     "TimeoutSeconds": self._policies[name].timeout_s,
                     "Parameters": {**job, "RoleArn": jobs.role.role_arn},
                     # Not null: jsii drops it. The job's name leads to all the rest.
@@ -360,7 +383,7 @@ class StepFactory:
         return self._ready(
             name,
             tasks.CallAwsService(
-                self._scope,
+                self.scope,
                 name,
                 comment=comment,
                 service="sagemaker",
@@ -369,6 +392,25 @@ class StepFactory:
                 iam_resources=[jobs.arns],
                 result_selector={"job.$": "$"},
                 result_path=result,
+                task_timeout=self._timeout(name),
+            ),
+        )
+
+    def stop_job(
+        self, name: str, comment: str, jobs: TrainingJobs, *, job_name: str
+    ) -> tasks.CallAwsService:
+        """Asks a training job to stop."""
+        return self._ready(
+            name,
+            tasks.CallAwsService(
+                self.scope,
+                name,
+                comment=comment,
+                service="sagemaker",
+                action="stopTrainingJob",
+                parameters={"TrainingJobName.$": job_name},
+                iam_resources=[jobs.arns],
+                result_path=sfn.JsonPath.DISCARD,
                 task_timeout=self._timeout(name),
             ),
         )

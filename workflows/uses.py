@@ -1,0 +1,60 @@
+"""What the machines work with: the resources of a stage, as infra hands them in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from aws_cdk import aws_dynamodb as dynamodb
+from aws_cdk import aws_lambda as lambda_
+from aws_cdk import aws_s3 as s3
+from aws_cdk import aws_sns as sns
+
+from workflows.jobs import JobSettings
+from workflows.tasks import TrainingJobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uses:
+    """What both machines work with, and all that ``onboard`` does.
+
+    Attributes:
+        bucket: Photos, configs, base, jobs, previews and models.
+        models: Table of models and their versions.
+        requests: Table of requests.
+        topic: Where onboardings are announced.
+        smoke_test: Function that makes the first inference.
+        record_failure: Function that ends a request that failed.
+        jobs: The training jobs of this stage.
+        training_image: The training program's container image.
+        training_instance_types: The machines that a job runs on, one for each try, separated by
+            commas: where AWS has none of the first type free, the second try asks for the second.
+        base_id: The frozen base under all adapters.
+        job: How the jobs are run.
+    """
+
+    bucket: s3.IBucket
+    models: dynamodb.ITable
+    requests: dynamodb.ITable
+    topic: sns.ITopic
+    smoke_test: lambda_.IFunction
+    record_failure: lambda_.IFunction
+    jobs: TrainingJobs
+    training_image: str
+    training_instance_types: str
+    base_id: str
+    job: JobSettings = field(default_factory=JobSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchUses(Uses):
+    """What ``onboard_batch`` works with.
+
+    Attributes:
+        pack_tasks: Function that writes what a job is to do, and for whom on which machine.
+        collect_results: Function that reads what came of it.
+        record_progress: Function that writes the status of all requests of a batch at once.
+    """
+
+    pack_tasks: lambda_.IFunction
+    collect_results: lambda_.IFunction
+    record_progress: lambda_.IFunction
