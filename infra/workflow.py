@@ -22,10 +22,15 @@ from workflows import onboard, retries
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """The training program: image, and the machine that it runs on."""
+    """The training program.
+
+    Attributes:
+        image: Its container image.
+        instance_types: The machines that it runs on, one a try, separated by commas.
+    """
 
     image: str
-    instance_type: str
+    instance_types: str
 
 
 class Workflow(Construct):
@@ -94,7 +99,7 @@ class Workflow(Construct):
                 record_failure=self.record_failure,
                 jobs=training.jobs,
                 training_image=training_image.image,
-                training_instance_type=training_image.instance_type,
+                training_instance_types=training_image.instance_types,
                 base_id=base_id,
             ),
         )
