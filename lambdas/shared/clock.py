@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from limner.contracts.times import as_text
+
 
 @dataclass(frozen=True, slots=True)
 class Clock:
@@ -38,9 +40,8 @@ class Clock:
 
 
 def iso(moment_ms: int) -> str:
-    """A moment as all rows write it: ISO 8601, UTC, milliseconds, Z. Compares as text."""
-    moment = datetime.fromtimestamp(moment_ms / 1000, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """A moment as all rows write it."""
+    return as_text(datetime.fromtimestamp(moment_ms / 1000, UTC))
 
 
 def to_ms(written: str) -> int:

@@ -1,0 +1,277 @@
+"""Who is next, in which execution, and what an event means. Pure.
+
+Fairness: a user's requests wait behind each other, and users take turns. The next request is that
+of the user with the fewest requests at work or picked before it; among equals, of the user who was
+served longest ago; then the one that has waited longest. That is deficit round robin with a
+quantum of one request, and it needs no record for users who are not served: a flood of one user
+delays the others by one turn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from lambdas.dispatch.gate import Gate, Holder, Limits, Run
+from lambdas.shared.clock import to_ms
+from limner.contracts import keys
+from limner.contracts.errors import LimnerError
+
+SCHEMA_VERSION: Final = 1
+# A machine ends its executions after 24 hours (workflows.retries.MACHINE_TIMEOUT_S); a test
+# compares. An hour more, and whatever still holds a place has been forgotten.
+HOLD_S: Final = 25 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How launches are made.
+
+    Attributes:
+        limits: What the gate keeps.
+        batch_from: So many users in the queue are worth a batch.
+        batch_size: Requests of one batch.
+        batch_instances: Instances of a batch's job.
+        lease_s: How long a request belongs to the invocation that starts it.
+    """
+
+    limits: Limits
+    batch_from: int
+    batch_size: int
+    batch_instances: int
+    lease_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A request that waits.
+
+    Attributes:
+        run: The attempt that comes next.
+        retrain: Whether to train a new version when the model is ready already.
+        queued_at: When it entered the queue.
+        lease_until: Until when somebody is starting it; empty if nobody is.
+    """
+
+    run: Run
+    retrain: bool
+    queued_at: str
+    lease_until: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """An execution to be started.
+
+    Attributes:
+        name: Its name; the same requests and attempts give the same name.
+        batch: Whether it is one of batches.
+        candidates: Its requests, in the order of its input.
+    """
+
+    name: str
+    batch: bool
+    candidates: tuple[Candidate, ...]
+
+    @classmethod
+    def of(cls, candidates: Sequence[Candidate], *, batch: bool) -> Launch:
+        """The launch of one request, or of a batch."""
+        names = [keys.execution_name(c.run.request_id, c.run.attempt) for c in candidates]
+        return cls(keys.batch_id(names) if batch else names[0], batch, tuple(candidates))
+
+    def holder(self, rules: Rules, now_ms: int) -> Holder:
+        """What the gate keeps of it."""
+        return Holder(
+            runs=tuple(candidate.run for candidate in self.candidates),
+            instances=rules.batch_instances if self.batch else 1,
+            until_s=now_ms // 1000 + HOLD_S,
+            batch=self.batch,
+            since_s=now_ms // 1000,
+        )
+
+    def document(self) -> str:
+        """The execution's input: the contract's, byte by byte, since StartExecution compares."""
+        told = [
+            {
+                "schema_version": SCHEMA_VERSION,
+                "request_id": candidate.run.request_id,
+                "user_id": candidate.run.user_id,
+                "model_id": candidate.run.model_id,
+                "attempt": candidate.run.attempt,
+                "retrain": candidate.retrain,
+            }
+            for candidate in self.candidates
+        ]
+        batch = {
+            "schema_version": SCHEMA_VERSION,
+            "batch_id": self.name,
+            "attempt": 1,
+            "requests": told,
+        }
+        return json.dumps(batch if self.batch else told[0], separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """What an event asks for.
+
+    Attributes:
+        ended: Name of an execution that is over.
+        fresh: Requests that came into the queue.
+        poison: Sequence numbers of records that nobody can read.
+        look: Whether the queue is worth a look.
+    """
+
+    ended: str = ""
+    fresh: int = 0
+    poison: tuple[str, ...] = ()
+    look: bool = True
+
+
+def read_event(event: Mapping[str, Any]) -> Trigger:
+    """Reads the event of any of the three triggers: stream, ended execution, schedule."""
+    if "Records" in event:
+        return _read_records(event["Records"])
+    detail = event.get("detail")
+    if isinstance(detail, Mapping) and "executionArn" in detail:
+        return Trigger(ended=str(detail["executionArn"]).rpartition(":")[2])
+    return Trigger()
+
+
+def _read_records(records: Iterable[Any]) -> Trigger:
+    fresh, poison = 0, []
+    for record in records:
+        try:
+            fresh += _is_arrival(record["dynamodb"])
+        except (KeyError, TypeError, ValueError, AttributeError, LimnerError):
+            poison.append(_sequence_number(record))
+    # Without a number Lambda cannot know where to go on: an empty name fails all records.
+    return Trigger(
+        fresh=fresh, poison=("",) if "" in poison else tuple(poison), look=fresh > 0 or bool(poison)
+    )
+
+
+def _is_arrival(change: Mapping[str, Any]) -> bool:
+    """Whether a change of a row put a request into the queue."""
+    if change["Keys"]["request_id"]["S"].startswith("#"):
+        return False  # the gate's row, and reconcile's
+    new, old = change.get("NewImage", {}), change.get("OldImage", {})
+    if "queue" not in new:
+        return False
+    read_candidate({name: _plain(value) for name, value in new.items()})
+    return "queue" not in old or old.get("queued_at") != new["queued_at"]
+
+
+def _plain(value: Mapping[str, Any]) -> Any:  # noqa: ANN401 - whatever was written
+    ((kind, written),) = value.items()
+    return int(written) if kind == "N" and written.isdigit() else written
+
+
+def _sequence_number(record: object) -> str:
+    change = record.get("dynamodb") if isinstance(record, Mapping) else None
+    number = change.get("SequenceNumber") if isinstance(change, Mapping) else None
+    return number if isinstance(number, str) else ""
+
+
+def read_candidate(item: Mapping[str, Any]) -> Candidate:
+    """The candidate of a row of the index ``queue``.
+
+    Raises:
+        LimnerError: ``INVALID_INPUT``, if the row is not that of a request.
+    """
+    attempt, retrain = item.get("attempt", 1), item.get("retrain", False)
+    if not isinstance(attempt, int) or attempt < 1 or not isinstance(retrain, bool):
+        raise LimnerError("INVALID_INPUT", "attempt must be 1 or more, and retrain true or false.")
+    ids = [item.get(name) for name in ("request_id", "user_id", "model_id", "queued_at")]
+    texts = [value for value in ids if isinstance(value, str)]
+    if len(texts) < len(ids):
+        raise LimnerError("INVALID_INPUT", "An id, or the time of queuing, is missing.")
+    request_id, user_id, model_id, queued_at = texts
+    run = Run(
+        keys.check_request_id(request_id),
+        attempt,
+        keys.check_user_id(user_id),
+        keys.check_model_id(model_id),
+    )
+    _check_moment(queued_at)
+    return Candidate(run, retrain, queued_at, str(item.get("lease_until") or ""))
+
+
+def _check_moment(written: str) -> None:
+    try:
+        to_ms(written)
+    except ValueError as error:
+        raise LimnerError("INVALID_INPUT", "The time of queuing is not a moment.") from error
+
+
+def stranded(candidates: Iterable[Candidate], gate: Gate, now: str) -> list[str]:
+    """Holders whose requests still wait, though nobody is starting them any more.
+
+    Either their execution has started and has not claimed them yet, or their dispatcher died
+    between gate and start. Starting the same execution again is right in both cases.
+    """
+    inside = gate.requests()
+    found: dict[str, None] = {}
+    for candidate in candidates:
+        name = inside.get(candidate.run.request_id)
+        if (
+            name is not None
+            and candidate.lease_until <= now
+            and (candidate.run in gate.holders[name].runs)
+        ):
+            found[name] = None
+    return list(found)
+
+
+def next_launch(
+    candidates: Iterable[Candidate], gate: Gate, rules: Rules, now: str
+) -> Launch | None:
+    """The execution that should start next, if anybody may start one.
+
+    Args:
+        candidates: What waits.
+        gate: Who is inside.
+        rules: How launches are made.
+        now: The present moment, as rows write it.
+    """
+    eligible = _eligible(candidates, gate, rules, now)
+    group: dict[str, Candidate] = {}
+    for candidate in eligible:
+        group.setdefault(candidate.run.user_id, candidate)
+    if len(group) >= rules.batch_from:
+        return Launch.of(list(group.values())[: rules.batch_size], batch=True)
+    return Launch.of(eligible[:1], batch=False) if eligible else None
+
+
+def _eligible(
+    candidates: Iterable[Candidate], gate: Gate, rules: Rules, now: str
+) -> list[Candidate]:
+    active, models, inside = gate.active(), set(gate.models()), gate.requests()
+    chosen = []
+    for candidate in _ranked(candidates, gate):
+        run = candidate.run
+        if run.request_id in inside or candidate.lease_until > now:
+            continue
+        if active[run.user_id] >= rules.limits.user_active or (run.user_id, run.model_id) in models:
+            continue
+        active[run.user_id] += 1
+        models.add((run.user_id, run.model_id))
+        chosen.append(candidate)
+    return chosen
+
+
+def _ranked(candidates: Iterable[Candidate], gate: Gate) -> list[Candidate]:
+    by_user: defaultdict[str, list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        by_user[candidate.run.user_id].append(candidate)
+    active: Counter[str] = gate.active()
+    ranks = []
+    for user, waiting in by_user.items():
+        waiting.sort(key=lambda c: (c.queued_at, c.run.request_id))
+        for turn, candidate in enumerate(waiting, start=active[user]):
+            ranks.append((turn, gate.served.get(user, 0), candidate.queued_at, candidate))
+    ranks.sort(key=lambda rank: (*rank[:3], rank[3].run.request_id))
+    return [candidate for *_, candidate in ranks]
