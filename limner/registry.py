@@ -3,7 +3,7 @@
 The state machine and the Lambda functions write the same rows; all status writes carry the
 conditions of ``limner.contracts.statuses``, so a request's status only moves forward::
 
-    client      put QUEUED if new           cancel if not claimed
+    client      put QUEUED if new           cancel if not claimed (of a batch: ask for it)
     register    put REGISTERED if new ── QUEUED
     machine            claim (owner = me) ── TRAINED ── READY      if owner = me
     rule                                                FAILED | CANCELLED if not ended
@@ -13,6 +13,7 @@ Methods raise botocore's ``ClientError`` as it comes; ``limner.client`` translat
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -106,6 +107,7 @@ class Request(_Row):
         version: The version that it makes, from the moment that it is reserved.
         job_name: The training job.
         already_ready: True if the model was ready and nothing was trained.
+        cancel_requested: True if it was cancelled while it shared its execution with others.
         error: Why it ended FAILED or CANCELLED.
     """
 
@@ -129,6 +131,7 @@ class Request(_Row):
     version: int | None = None
     job_name: str | None = None
     already_ready: bool = False
+    cancel_requested: bool = False
     error: RequestFailure | None = None
 
     @classmethod
@@ -302,6 +305,54 @@ class Registry:
             raise LimnerError("REQUEST_NOT_FOUND", f"There is no request {request_id}.")
         return Request.from_item(answer["Item"])
 
+    def complete(self, request: Request) -> Request:
+        """Makes a REGISTERED request QUEUED, once its photos are there.
+
+        Returns:
+            The request as it stands; by a lost reply or by somebody else it may be QUEUED already.
+        """
+        return self._update(
+            request.request_id,
+            "SET #status = :queued, updated_at = :now",
+            "#status = :registered",
+            {
+                ":queued": {"S": RequestStatus.QUEUED},
+                ":registered": {"S": RequestStatus.REGISTERED},
+                ":now": {"S": utc_now()},
+            },
+        )
+
+    def enqueue(self, request: Request) -> Request:
+        """Puts a QUEUED request that nobody has claimed into the queue, if it is not in it.
+
+        Returns:
+            The request as it stands.
+        """
+        return self._update(
+            request.request_id,
+            "SET #queue = :shard, queued_at = :now, updated_at = :now",
+            "#status = :queued AND attribute_not_exists(#owner) AND attribute_not_exists(#queue)",
+            {
+                ":queued": {"S": RequestStatus.QUEUED},
+                ":shard": {"S": keys.shard_of(request.user_id)},
+                ":now": {"S": utc_now()},
+            },
+        )
+
+    def ask_to_cancel(self, request_id: str) -> Request:
+        """Notes the wish to cancel a request that somebody has claimed and that has not ended.
+
+        Returns:
+            The request as it stands.
+        """
+        allowed, values = _may_become(RequestStatus.CANCELLED)
+        return self._update(
+            request_id,
+            "SET cancel_requested = :true",
+            f"{allowed} AND attribute_exists(#owner)",
+            {**values, ":true": {"BOOL": True}},
+        )
+
     def cancel_unclaimed(self, request_id: str, failure: RequestFailure) -> Request:
         """Ends a request that no execution has claimed.
 
@@ -314,32 +365,18 @@ class Registry:
             The request as it stands: CANCELLED, or as its owner left it.
         """
         allowed, values = _may_become(RequestStatus.CANCELLED)
-        try:
-            self._dynamodb.update_item(
-                TableName=self._requests,
-                Key={"request_id": {"S": keys.check_request_id(request_id)}},
-                UpdateExpression=(
-                    "SET #status = :to, #error = :error, updated_at = :now REMOVE #open, #queue"
-                ),
-                ConditionExpression=f"{allowed} AND attribute_not_exists(#owner)",
-                ExpressionAttributeNames={
-                    "#status": "status",
-                    "#error": "error",
-                    "#owner": "owner",
-                    "#open": "open",
-                    "#queue": "queue",
-                },
-                ExpressionAttributeValues={
-                    **values,
-                    ":to": {"S": RequestStatus.CANCELLED},
-                    ":error": _serialize(failure.model_dump()),
-                    ":now": {"S": utc_now()},
-                },
-            )
-        except ClientError as error:
-            if not _condition_failed(error):
-                raise
-        return self.request(request_id)
+        return self._update(
+            request_id,
+            "SET #status = :to, #error = :error, updated_at = :now"
+            " REMOVE #open, #queue, lease_until",
+            f"{allowed} AND attribute_not_exists(#owner)",
+            {
+                **values,
+                ":to": {"S": RequestStatus.CANCELLED},
+                ":error": _serialize(failure.model_dump()),
+                ":now": {"S": utc_now()},
+            },
+        )
 
     def requests_of(self, user_id: str, *, page_size: int = 50) -> Iterator[Request]:
         """A user's requests, newest first, fetched page by page while they are used.
@@ -380,6 +417,29 @@ class Registry:
             PaginationConfig={"PageSize": page_size},
         )
         return (Model.from_item(item) for page in pages for item in page["Items"])
+
+    def _update(
+        self, request_id: str, update: str, condition: str, values: Mapping[str, Any]
+    ) -> Request:
+        """Updates a request if the condition holds; returns it as it stands then.
+
+        Whether the write was ours does not matter to any caller, so a reply that was lost needs no
+        care: the SDK's retry fails the condition, and the row is read back.
+        """
+        names = re.findall(r"#(\w+)", f"{update} {condition}")
+        try:
+            self._dynamodb.update_item(
+                TableName=self._requests,
+                Key={"request_id": {"S": keys.check_request_id(request_id)}},
+                UpdateExpression=update,
+                ConditionExpression=condition,
+                ExpressionAttributeNames={f"#{name}": name for name in names},
+                ExpressionAttributeValues=values,
+            )
+        except ClientError as error:
+            if not _condition_failed(error):
+                raise
+        return self.request(request_id)
 
     def _model_row(self, user_id: str, row: str) -> Item | None:
         key = {"user_id": {"S": keys.check_user_id(user_id)}, "model_row": {"S": row}}

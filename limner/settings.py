@@ -10,17 +10,20 @@ Environment variables (all optional):
 ``LIMNER_ONBOARD_MACHINE_ARN``        the state machine ``onboard``
 ``LIMNER_ENDPOINT_NAME``              the multi-model endpoint
 ``LIMNER_BASE_ID``                    the base under all adapters
+``LIMNER_REGISTER_FUNCTION``          the function ``register``, for ``Limner.register/submit``
+``LIMNER_ONBOARD_BATCH_MACHINE_ARN``  the state machine ``onboard_batch``
+``LIMNER_BUS_NAME``                   the bus that takes ``limner.onboarding.requested``
 ``AWS_ENDPOINT_URL``                  the AWS to talk to, where it is not AWS itself
 ====================================  ==========================================================
 
-With the six resource settings present, nothing is read from CloudFormation, so a production role
-needs no permission for it.
+With the first six resource settings present, nothing is read from CloudFormation, so a production
+role needs no permission for it. The last three may be left out: what needs one says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Final
 
 from pydantic import Field, ValidationError
@@ -40,6 +43,9 @@ STACK_OUTPUTS: Final[dict[str, str]] = {
     "onboard_machine_arn": "OnboardMachineArn",
     "endpoint_name": "EndpointName",
     "base_id": "BaseId",
+    "register_function": "RegisterFunctionName",
+    "onboard_batch_machine_arn": "OnboardBatchMachineArn",
+    "bus_name": "BusName",
 }
 
 
@@ -54,6 +60,9 @@ class Deployment:
         onboard_machine_arn: ARN of the state machine ``onboard``.
         endpoint_name: Name of the multi-model endpoint.
         base_id: The base under all adapters.
+        register_function: Name of the function ``register``; empty where it is not known.
+        onboard_batch_machine_arn: ARN of the state machine ``onboard_batch``, likewise.
+        bus_name: Name of the event bus, likewise.
     """
 
     bucket: str
@@ -62,6 +71,9 @@ class Deployment:
     onboard_machine_arn: str
     endpoint_name: str
     base_id: str
+    register_function: str = ""
+    onboard_batch_machine_arn: str = ""
+    bus_name: str = ""
 
     @classmethod
     def from_outputs(cls, outputs: Mapping[str, str]) -> Deployment:
@@ -70,14 +82,22 @@ class Deployment:
         Raises:
             LimnerError: ``NOT_DEPLOYED``, naming the outputs that are missing.
         """
-        missing = sorted(name for name in STACK_OUTPUTS.values() if not outputs.get(name))
+        missing = sorted(STACK_OUTPUTS[f] for f in _NEEDED if not outputs.get(STACK_OUTPUTS[f]))
         if missing:
             raise LimnerError("NOT_DEPLOYED", f"The stack has no output {', '.join(missing)}.")
-        return cls(**{field: outputs[name] for field, name in STACK_OUTPUTS.items()})
+        return cls(**{field: outputs.get(name, "") for field, name in STACK_OUTPUTS.items()})
 
     def execution_arn(self, name: str) -> str:
         """ARN of an execution of the machine ``onboard`` by its name."""
         return f"{self.onboard_machine_arn.replace(':stateMachine:', ':execution:', 1)}:{name}"
+
+    def works_alone(self, execution_arn: str) -> bool:
+        """Whether an execution is one of ``onboard``, which has one request, and not a batch's."""
+        return execution_arn.startswith(self.execution_arn(""))
+
+
+# An older stack, or an older environment, lacks the others.
+_NEEDED: Final = tuple(field.name for field in fields(Deployment) if field.default is MISSING)
 
 
 class Settings(BaseSettings):
@@ -92,17 +112,20 @@ class Settings(BaseSettings):
     onboard_machine_arn: str = ""
     endpoint_name: str = ""
     base_id: str = ""
+    register_function: str = ""
+    onboard_batch_machine_arn: str = ""
+    bus_name: str = ""
     aws_endpoint_url: str = Field(default="", validation_alias="AWS_ENDPOINT_URL")
 
     def deployment(self) -> Deployment | None:
         """The deployment that the environment names in full, or None where it names none.
 
         Raises:
-            LimnerError: ``INVALID_INPUT``, if some of the six settings are missing.
+            LimnerError: ``INVALID_INPUT``, if some of the first six settings are missing.
         """
         values = {field.name: str(getattr(self, field.name)) for field in fields(Deployment)}
-        missing = [f"LIMNER_{name.upper()}" for name, value in values.items() if not value]
-        if len(missing) == len(values):
+        missing = [f"LIMNER_{name.upper()}" for name in _NEEDED if not values[name]]
+        if len(missing) == len(_NEEDED):
             return None
         if missing:
             detail = f"Set {', '.join(missing)} too, or none of the LIMNER_ resource settings."

@@ -39,6 +39,12 @@ def onboard(
         str | None,
         typer.Option("--client-token", help="Makes the command repeatable: one token, one model."),
     ] = None,
+    queue: Annotated[
+        bool,
+        typer.Option(
+            "--queue", help="Let the queue start it when there is room, not this command."
+        ),
+    ] = False,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Follow the onboarding until it ends.")
     ] = True,
@@ -62,6 +68,7 @@ def onboard(
         client_token=client_token,
         retrain=retrain,
         config=config,
+        queue=queue,
     )
     if wait:
         output.note(f"Request {request.request_id}: {request.photos} photos of {user}.")
@@ -86,6 +93,11 @@ def cancel(
     lines = [f"Request {request_id} is stopping."]
     if request.has_ended:
         lines = [f"Request {request_id} is {request.status}."]
+    elif request.cancel_requested:
+        lines = [
+            f"Request {request_id} shares a job with others, which goes on; "
+            "the wish to cancel it is noted."
+        ]
     output.result({"request": request.model_dump(mode="json")}, lines, as_json=as_json)
 
 

@@ -66,6 +66,8 @@ class ProgressView:
         if self._progress is None:
             table.add_row(self._spinner, "Uploaded; waiting for the execution")
             return table
+        if not self._progress.states:
+            table.add_row(self._spinner, Text(standing(self._progress)))
         moment = datetime.now(UTC)
         for visit in self._progress.states:
             mark = self._spinner if visit.left_at is None else Text(*_mark(visit))
@@ -81,8 +83,19 @@ def describe(progress: Progress) -> list[str]:
     for i, visit in enumerate(progress.states, start=1):
         words = note_of(visit, progress.job)
         lines.append(f"{i:>3}  {visit.name}" + (f"  {words}" if words else ""))
-    lines.append(f"     request {progress.request.request_id} is {progress.request.status}")
+    lines.append(f"     {standing(progress)}")
     return lines
+
+
+def standing(progress: Progress) -> str:
+    """Where the request stands, and of what shows no states, what else is known."""
+    request, job = progress.request, progress.job
+    words = f"request {request.request_id} is {request.status}"
+    if request.queue is not None:
+        words += ", in the queue"
+    elif not progress.states and job is not None and job.status == "InProgress":
+        words += f", in a job with others: {_job_words(job)}"
+    return words
 
 
 def note_of(visit: StateVisit, job: JobProgress | None) -> str:

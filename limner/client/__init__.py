@@ -5,6 +5,7 @@ from limner.client.facade import Limner, ModelStatus
 from limner.client.generation import Generation, Image
 from limner.client.polling import Clock
 from limner.client.progress import JobProgress, Progress, StateVisit
+from limner.client.registration import Post, PromisedPhoto, Registration
 from limner.contracts.errors import LimnerError
 from limner.contracts.training import TrainingConfig
 from limner.registry import Model, Request
@@ -21,7 +22,10 @@ __all__ = [
     "LimnerError",
     "Model",
     "ModelStatus",
+    "Post",
     "Progress",
+    "PromisedPhoto",
+    "Registration",
     "Request",
     "StateVisit",
     "TrainingConfig",

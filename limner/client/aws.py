@@ -16,6 +16,7 @@ from limner.settings import Deployment, stack_name
 if TYPE_CHECKING:
     from mypy_boto3_cloudformation import CloudFormationClient
     from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_lambda import LambdaClient
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_sagemaker import SageMakerClient
     from mypy_boto3_sagemaker_runtime import SageMakerRuntimeClient
@@ -26,6 +27,8 @@ _READ_TIMEOUT_S: Final = 30
 # The endpoint answers within 60 s, with ModelNotReadyException while it still loads; AWS asks for
 # a socket timeout of 70 s (SageMaker developer guide, "Multi-model endpoints").
 _INVOKE_TIMEOUT_S: Final = 70
+# The function ``register`` looks at up to 50 photos in S3 before it answers.
+_FUNCTION_TIMEOUT_S: Final = 65
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Clients:
     sagemaker: SageMakerClient
     runtime: SageMakerRuntimeClient
     cloudformation: CloudFormationClient
+    functions: LambdaClient
 
     @classmethod
     def of(
@@ -72,6 +76,7 @@ class Clients:
         )
         try:
             session = session or boto3.Session()
+            patient = config.merge(Config(read_timeout=_FUNCTION_TIMEOUT_S))
             return cls(
                 dynamodb=session.client("dynamodb", endpoint_url=endpoint_url, config=config),
                 s3=session.client("s3", endpoint_url=endpoint_url, config=config),
@@ -83,6 +88,7 @@ class Clients:
                 cloudformation=session.client(
                     "cloudformation", endpoint_url=endpoint_url, config=config
                 ),
+                functions=session.client("lambda", endpoint_url=endpoint_url, config=patient),
             )
         except BotoCoreError as error:
             raise translate(error) from error

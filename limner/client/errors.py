@@ -99,7 +99,10 @@ def _is_missing_resource(operation: str, code: str, message: str) -> bool:
             return "does not exist" in message
         case ("InvokeEndpoint" | "DescribeEndpoint", "ValidationError" | "ValidationException"):
             return bool(_NO_ENDPOINT.search(message))
-        case ("GetItem" | "PutItem" | "UpdateItem" | "Query", "ResourceNotFoundException"):
+        case (
+            "GetItem" | "PutItem" | "UpdateItem" | "Query" | "Invoke",
+            "ResourceNotFoundException",
+        ):
             return True
     return False
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from botocore.exceptions import ClientError
 from pydantic import ValidationError
 
-from limner.client import generation, polling, progress, uploads
+from limner.client import generation, polling, progress, registration, uploads
 from limner.client.aws import Clients, find_deployment
 from limner.client.errors import code_of, translate, translated
 from limner.client.generation import Generation
 from limner.client.polling import Clock
-from limner.client.progress import Progress
+from limner.client.progress import Progress, StateVisit
+from limner.client.registration import PromisedPhoto, Registration
 from limner.contracts import keys
+from limner.contracts.digests import input_digest
 from limner.contracts.errors import REGISTRY, LimnerError
 from limner.contracts.generation import GenerateRequest
 from limner.contracts.onboarding import OnboardingInput
@@ -128,12 +130,14 @@ class Limner:
         client_token: str | None = None,
         retrain: bool = False,
         config: TrainingConfig | None = None,
+        queue: bool = False,
     ) -> Request:
         """Asks for a model of a user's subject, and returns at once.
 
         ::
 
-            check photos ─> upload ─> put the request, if new ─> start the execution, by name
+            check photos ─> upload them and the config ─> put the request, if new
+                         ─> start the execution, by name, or leave it to the queue
 
         A crash between two steps is mended by the same call with the same token: every step does
         nothing where it has been done.
@@ -146,6 +150,8 @@ class Limner:
                 same request. Do not use one token for two inputs at the same time.
             retrain: Train a new version even if the model is ready.
             config: How to train.
+            queue: Let the deployed queue start it when there is room, perhaps in one job with
+                others. For bursts: a direct start takes its chances with AWS's own limits.
 
         Raises:
             LimnerError: ``PHOTO_*``, ``TOO_FEW_PHOTOS``, ``TOO_MANY_PHOTOS``, ``INVALID_INPUT``;
@@ -158,22 +164,108 @@ class Limner:
             if client_token is None
             else keys.request_id_of_token(user_id, client_token)
         )
-        wish = _wish(request_id, user_id, model_id, retrain, config or TrainingConfig())
+        keys.check_user_id(user_id)
+        keys.check_model_id(model_id)
+        config = config or TrainingConfig()
         checked = check_photos(photos)
-        digest = uploads.input_digest(wish, checked)
+        digest = input_digest(
+            user_id,
+            model_id,
+            retrain,
+            config.model_dump(mode="json"),
+            (photo.sha256 for photo in checked),
+        )
         request = self._known(request_id) if repeatable else None
         if request is None:
-            request = self._submit(wish, checked, digest)
+            new = Request.new(
+                request_id,
+                user_id,
+                model_id,
+                retrain=retrain,
+                steps=config.steps,
+                photos=len(checked),
+                input_digest=digest,
+                # One that may meet the leavings of an earlier call is put into the queue below,
+                # when those are cleared away: the queue does not wait for us.
+                queued=queue and not repeatable,
+            )
+            self._upload(new, checked, config)
+            with translated():
+                request = self._registry.create_request(new)
         if request.input_digest != digest:
             detail = f"Request {request_id} was made with other photos or settings."
             raise LimnerError("REQUEST_CONFLICT", detail)
+        if request.status is RequestStatus.REGISTERED:  # its photos were to come another way
+            self._upload(request, checked, config)
+            with translated():
+                request = self._registry.complete(request)
         if request.status is RequestStatus.QUEUED:
             if repeatable:
-                prefix = keys.uploads_prefix(user_id, request_id)
-                with translated():
-                    uploads.remove_strays(self.clients.s3, self.deployment.bucket, prefix, checked)
-            self._start(wish)
+                self._tidy(request, checked, config)
+            request = self._hand_over(request, queue)
         return request
+
+    def register(
+        self,
+        user_id: str,
+        photos: Sequence[PhotoSource] | Sequence[PromisedPhoto],
+        *,
+        model_id: str = keys.DEFAULT_MODEL_ID,
+        client_token: str | None = None,
+        retrain: bool = False,
+        config: TrainingConfig | None = None,
+    ) -> Registration:
+        """Asks for a model of photos that somebody else uploads, such as the user's browser.
+
+        The answer has a form for each photo; S3 takes exactly the bytes that were promised, for
+        15 minutes. ``submit`` ends it. A request that is not submitted within a day fails.
+
+        Args:
+            user_id: Whose model, in the words of your app.
+            photos: What the 3 to 50 photos promise to be; or the photos themselves, for programs
+                that go on with ``Registration.upload``.
+            model_id: Which of the user's models.
+            client_token: Makes the call repeatable, as in ``onboard``: the same token with the
+                same input gives the same request, with fresh forms.
+            retrain: Train a new version even if the model is ready.
+            config: How to train.
+
+        Raises:
+            LimnerError: As ``onboard``; ``NOT_DEPLOYED``, if the stack has no such function.
+        """
+        given = TrainingConfig() if config is None else config
+        token = {} if client_token is None else {"client_token": client_token}
+        answer = self._ask(
+            {
+                "action": "register",
+                "user_id": user_id,
+                "model_id": model_id,
+                "retrain": retrain,
+                "config": given.model_dump(mode="json"),
+                "photos": registration.promises(photos),
+                **token,
+            }
+        )
+        return registration.read_registration(answer)
+
+    def submit(self, request_id: str, *, start: Literal["queue", "event"] = "queue") -> Request:
+        """Starts a registered request whose photos have arrived; doing it again changes nothing.
+
+        Args:
+            request_id: The request.
+            start: ``queue`` waits for room, perhaps shares a job with others; ``event`` puts
+                ``limner.onboarding.requested`` on the bus, whose rule starts it at once.
+
+        Raises:
+            LimnerError: ``UPLOAD_INCOMPLETE``, naming the photos that are missing or other than
+                promised; ``PHOTO_*`` for what is no photo; ``REQUEST_NOT_FOUND``;
+                ``NOT_DEPLOYED``.
+        """
+        user_id = self.request(request_id).user_id
+        self._ask(
+            {"action": "submit", "request_id": request_id, "user_id": user_id, "start": start}
+        )
+        return self.request(request_id)
 
     def status(self, user_id: str, model_id: str = keys.DEFAULT_MODEL_ID) -> ModelStatus:
         """How a model stands: its live version and the last requests for it.
@@ -228,6 +320,9 @@ class Limner:
     def progress(self, request_id: str) -> Progress:
         """A request with the states that its execution has visited and its training job.
 
+        A request that shares its execution with others (a batch) shows no states: the history of
+        a batch is that of all its requests, too long to be read for each of them.
+
         Raises:
             LimnerError: ``REQUEST_NOT_FOUND``.
         """
@@ -253,19 +348,27 @@ class Limner:
     def cancel(self, request_id: str) -> Request:
         """Stops a request; one that has ended is left alone.
 
-        The execution is stopped, and the deployed rule ends the record a moment later; ``wait``
-        then raises ``EXECUTION_STOPPED``.
+        A request that nobody has claimed is CANCELLED at once. Else its execution is stopped, and
+        the deployed rule ends the record a moment later; ``wait`` then raises
+        ``EXECUTION_STOPPED``. A batch is never stopped for one of its requests: the wish is noted
+        in the record (``cancel_requested``), and the job goes on.
 
         Returns:
-            The request right after the stop.
+            The request right after that.
 
         Raises:
             LimnerError: ``REQUEST_NOT_FOUND``.
         """
         request = self.request(request_id)
+        detail = "The request was cancelled by its client."
+        if request.owner is None and not _has_been_started(request):
+            with translated():
+                request = self._registry.cancel_unclaimed(request_id, _stopped(detail))
         if request.has_ended:
             return request
-        detail = "The request was cancelled by its client."
+        if not self._works_alone(request):
+            with translated():
+                return self._registry.ask_to_cancel(request_id)
         try:
             self.clients.stepfunctions.stop_execution(
                 executionArn=self.execution_arn(request), error="EXECUTION_STOPPED", cause=detail
@@ -369,7 +472,14 @@ class Limner:
         """ARN of the execution that works on a request, or would, before it is started."""
         if request.owner is not None:
             return request.owner
-        return self.deployment.execution_arn(keys.execution_name(request.request_id))
+        name = keys.execution_name(request.request_id, request.attempt)
+        return self.deployment.execution_arn(name)
+
+    def _works_alone(self, request: Request) -> bool:
+        return request.owner is None or self.deployment.works_alone(request.owner)
+
+    def _ask(self, question: dict[str, object]) -> dict[str, Any]:
+        return registration.ask(self.clients.functions, self.deployment.register_function, question)
 
     def _known(self, request_id: str) -> Request | None:
         try:
@@ -379,34 +489,46 @@ class Limner:
                 return None
             raise
 
-    def _submit(self, wish: OnboardingInput, photos: Sequence[Photo], digest: str) -> Request:
-        """Uploads the photos, then puts the request: a QUEUED request has all its photos."""
-        prefix = keys.uploads_prefix(wish.user_id, wish.request_id)
+    def _upload(self, request: Request, photos: Sequence[Photo], config: TrainingConfig) -> None:
+        """Uploads photos and config: a QUEUED request has all that it needs."""
+        s3, bucket = self.clients.s3, self.deployment.bucket
+        prefix = keys.uploads_prefix(request.user_id, request.request_id)
         try:
             with translated():
-                uploads.upload(self.clients.s3, self.deployment.bucket, prefix, photos)
+                uploads.upload(s3, bucket, prefix, photos)
+                uploads.put_config(s3, bucket, request.request_id, config)
         except OSError as error:  # a file went away after it was checked
             detail = f"{error.filename}: {error.strerror}."
             raise LimnerError("INVALID_INPUT", detail) from error
-        created_at = now()
-        request = Request(
-            request_id=wish.request_id,
-            user_id=wish.user_id,
-            model_id=wish.model_id,
-            status=RequestStatus.QUEUED,
-            created_at=created_at,
-            updated_at=created_at,
-            photos=len(photos),
-            input_digest=digest,
-        )
-        with translated():
-            return self._registry.create_request(request)
 
-    def _start(self, wish: OnboardingInput) -> None:
+    def _tidy(self, request: Request, photos: Sequence[Photo], config: TrainingConfig) -> None:
+        """Undoes what a call with the same token and other input did before it broke off."""
+        s3, bucket = self.clients.s3, self.deployment.bucket
+        prefix = keys.uploads_prefix(request.user_id, request.request_id)
+        with translated():
+            uploads.remove_strays(s3, bucket, prefix, photos)
+            uploads.put_config(s3, bucket, request.request_id, config)
+
+    def _hand_over(self, request: Request, queue: bool) -> Request:
+        """Starts the execution, or leaves that to the queue. In the queue it stays there."""
+        if not queue and request.queue is None:
+            self._start(request)
+            return request
+        with translated():
+            return request if request.queue else self._registry.enqueue(request)
+
+    def _start(self, request: Request) -> None:
+        wish = OnboardingInput(
+            request_id=request.request_id,
+            user_id=request.user_id,
+            model_id=request.model_id,
+            attempt=request.attempt,
+            retrain=request.retrain,
+        )
         try:
             self.clients.stepfunctions.start_execution(
                 stateMachineArn=self.deployment.onboard_machine_arn,
-                name=keys.execution_name(wish.request_id, wish.attempt),
+                name=keys.execution_name(request.request_id, request.attempt),
                 input=wish.model_dump_json(),
             )
         except ClientError as error:
@@ -424,7 +546,12 @@ class Limner:
         )
 
     def _ended_without(self, request: Request) -> LimnerError | None:
-        """What to say if the execution of a request that is under way has ended."""
+        """What to say if the execution of a request that is under way has ended.
+
+        Of a batch nothing is said: when it ends, what is left of it is put back into the queue.
+        """
+        if not _has_been_started(request) or not self._works_alone(request):
+            return None
         arn = self.execution_arn(request)
         try:
             execution = self.clients.stepfunctions.describe_execution(executionArn=arn)
@@ -448,9 +575,13 @@ class Limner:
         return LimnerError("INTERNAL", detail)
 
     def _progress(self, request: Request) -> Progress:
+        alone = self._works_alone(request)
+        states: tuple[StateVisit, ...] = ()
         with translated():
-            states = progress.read_visits(self.clients.stepfunctions, self.execution_arn(request))
-            job = progress.read_job(self.clients.sagemaker, request)
+            if alone and _has_been_started(request):
+                arn = self.execution_arn(request)
+                states = progress.read_visits(self.clients.stepfunctions, arn)
+            job = progress.read_job(self.clients.sagemaker, request, alone=alone)
         return Progress(request, states, job)
 
     def _servable(self, user_id: str, model_id: str, version: int | None) -> int:
@@ -478,16 +609,10 @@ class Limner:
             yield from rows
 
 
-def _wish(
-    request_id: str, user_id: str, model_id: str, retrain: bool, config: TrainingConfig
-) -> OnboardingInput:
-    return OnboardingInput(
-        request_id=request_id,
-        user_id=keys.check_user_id(user_id),
-        model_id=keys.check_model_id(model_id),
-        retrain=retrain,
-        hyperparameters=config.to_hyperparameters(),
-    )
+def _has_been_started(request: Request) -> bool:
+    """Whether an execution may exist: photos have come, and the queue has let go of it."""
+    waits = request.status is RequestStatus.REGISTERED or request.queue is not None
+    return request.owner is not None or not waits
 
 
 def _no_model(user_id: str, model_id: str) -> LimnerError:
@@ -496,4 +621,10 @@ def _no_model(user_id: str, model_id: str) -> LimnerError:
 
 def _stopped(detail: str) -> RequestFailure:
     spec = REGISTRY["EXECUTION_STOPPED"]
-    return RequestFailure(code=spec.code, message=detail, retryable=spec.retryable, fix=spec.fix)
+    return RequestFailure(
+        code=spec.code,
+        message=detail,
+        retryable=spec.retryable,
+        fault=spec.fault,
+        fix=spec.fix,
+    )

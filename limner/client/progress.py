@@ -75,7 +75,8 @@ class Progress:
 
     Attributes:
         request: Its record.
-        states: The states that its execution visited, in order; empty before the start.
+        states: The states that its execution visited, in order; empty before the start, and of a
+            request that shares its execution with others.
         job: Its training job; None before it exists.
     """
 
@@ -126,13 +127,16 @@ def visits_of(events: Iterable[Mapping[str, Any]]) -> tuple[StateVisit, ...]:
     return tuple(visits)
 
 
-def read_job(sagemaker: SageMakerClient, request: Request) -> JobProgress | None:
+def read_job(
+    sagemaker: SageMakerClient, request: Request, *, alone: bool = True
+) -> JobProgress | None:
     """The training job of a request's present attempt; None if there is none (yet).
 
     Args:
         sagemaker: A client of SageMaker. Without permission to describe jobs there is no answer,
             and progress goes without.
         request: The request; the machine writes the job's name before it creates the job.
+        alone: Whether the job is this request's own; a batch job's step and loss are anybody's.
 
     Raises:
         ClientError: As AWS gives it.
@@ -145,15 +149,15 @@ def read_job(sagemaker: SageMakerClient, request: Request) -> JobProgress | None
         if code_of(error) in _NO_JOB:
             return None
         raise
-    metrics = {m.get("MetricName"): m.get("Value") for m in job.get("FinalMetricDataList", [])}
+    told = job.get("FinalMetricDataList", []) if alone else []
+    metrics = {m.get("MetricName"): m.get("Value") for m in told}
     step = metrics.get("train:step")
-    steps = job.get("HyperParameters", {}).get("steps", "")
     return JobProgress(
         name=request.job_name,
         status=job["TrainingJobStatus"],
         secondary_status=job.get("SecondaryStatus", ""),
         step=None if step is None else int(step),
-        steps=int(steps) if steps.isdecimal() else None,
+        steps=request.steps or None,
         loss=metrics.get("train:loss"),
     )
 

@@ -1,33 +1,20 @@
-"""The photos of a request in S3, and the digest that tells a repeat from a conflict."""
+"""What a request needs in S3: its photos and its training config."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from limner.contracts.onboarding import OnboardingInput
+from limner.contracts import keys
+from limner.contracts.training import TrainingConfig
 from limner.photos import Photo
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _UPLOADS_AT_ONCE: Final = 4
-
-
-def input_digest(wish: OnboardingInput, photos: Sequence[Photo]) -> str:
-    """SHA-256 over everything that a request asks for, as 64 hexadecimal digits."""
-    canonical = {
-        "user_id": wish.user_id,
-        "model_id": wish.model_id,
-        "retrain": wish.retrain,
-        "hyperparameters": wish.hyperparameters,
-        "photos": sorted(photo.sha256 for photo in photos),
-    }
-    return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()
 
 
 def upload(s3: S3Client, bucket: str, prefix: str, photos: Sequence[Photo]) -> None:
@@ -52,6 +39,20 @@ def upload(s3: S3Client, bucket: str, prefix: str, photos: Sequence[Photo]) -> N
     with ThreadPoolExecutor(_UPLOADS_AT_ONCE, thread_name_prefix="limner-upload") as pool:
         for _ in pool.map(put, photos):
             pass
+
+
+def put_config(s3: S3Client, bucket: str, request_id: str, config: TrainingConfig) -> None:
+    """Writes the training config to where the job will read it; doing it again changes nothing.
+
+    Raises:
+        ClientError: As AWS gives it.
+    """
+    s3.put_object(
+        Bucket=bucket,
+        Key=keys.config_prefix(request_id) + keys.CONFIG_FILE,
+        Body=config.model_dump_json().encode(),
+        ContentType="application/json",
+    )
 
 
 def remove_strays(s3: S3Client, bucket: str, prefix: str, photos: Sequence[Photo]) -> None:

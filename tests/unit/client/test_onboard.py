@@ -40,6 +40,7 @@ def test_onboard_uploads_records_and_starts(aws: World, tmp_path: Path) -> None:
     uploaded = aws.uploaded()
     assert len(uploaded) == 4
     assert all(key.startswith(f"uploads/alice/{request.request_id}/") for key in uploaded)
+    assert aws.uploaded("") == [f"configs/{request.request_id}/config.json", *uploaded]
     types = {
         aws.clients.s3.head_object(Bucket="limner-test", Key=key)["ContentType"]: key[-4:]
         for key in uploaded
@@ -52,7 +53,8 @@ def test_onboard_uploads_records_and_starts(aws: World, tmp_path: Path) -> None:
     )
     wish = OnboardingInput.model_validate_json(started["input"])
     assert (wish.user_id, wish.model_id, wish.retrain) == ("alice", "dog", False)
-    assert TrainingConfig.from_hyperparameters(wish.hyperparameters) == config
+    assert aws.config(request.request_id) == config
+    assert "dog" not in started["input"].replace('"model_id":"dog"', "")  # it holds no prompts
     assert set(json.loads(started["input"])) == set(OnboardingInput.model_fields)
 
 
@@ -142,18 +144,25 @@ def test_a_crash_between_the_steps_is_mended_by_the_same_call(
     assert aws.executions() == [f"{request.request_id}-1"]
     prefix = keys.uploads_prefix("alice", request.request_id)
     assert len(aws.uploaded(prefix)) == len(aws.uploaded()) == 5
+    assert aws.config(request.request_id) == TrainingConfig()
 
 
-def test_photos_of_a_broken_off_call_with_the_same_token_are_not_trained_on(aws: World) -> None:
+@pytest.mark.parametrize("queue", [False, True])
+def test_a_broken_off_call_with_the_same_token_leaves_nothing_to_train_on(
+    aws: World, queue: bool
+) -> None:
     heal = crash_before(aws, "dynamodb", "PutItem")
     with pytest.raises(Crash):
-        aws.limner.onboard("alice", photos(4, first=20), client_token="signup")
+        other = TrainingConfig(steps=3)
+        photos_ = photos(4, first=20)
+        aws.limner.onboard("alice", photos_, client_token="signup", config=other, queue=queue)
     heal()
     assert len(aws.uploaded()) == 4
 
-    aws.limner.onboard("alice", photos(3), client_token="signup")
+    request = aws.limner.onboard("alice", photos(3), client_token="signup", queue=queue)
 
     assert len(aws.uploaded()) == 3
+    assert aws.config(request.request_id) == TrainingConfig()
 
 
 @pytest.mark.parametrize(("service", "step"), [STEPS[1], STEPS[3]], ids=["PutItem", "Start"])
@@ -202,6 +211,8 @@ def test_s3_is_told_what_the_checked_bytes_are(aws: World) -> None:
     sent: dict[str, str] = {}
 
     def look(request: Any, **_: object) -> None:
+        if "/configs/" in request.url:
+            return
         digest = base64.b64decode(request.headers["x-amz-checksum-sha256"])
         sent[request.url.rpartition("/")[2]] = digest.hex()
 

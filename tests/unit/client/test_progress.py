@@ -113,11 +113,15 @@ def metric(name: str, value: float) -> dict[str, Any]:
 
 def test_progress_reads_step_and_loss_of_the_job(aws: World) -> None:
     aws.put_request(
-        request_id="r1", user_id="alice", status="TRAINING", owner=OWNER, job_name="limner-r1-2"
+        request_id="r1",
+        user_id="alice",
+        status="TRAINING",
+        owner=OWNER,
+        job_name="limner-r1-2",
+        steps=300,
     )
     answer = job(
         "limner-r1-2",
-        HyperParameters={"steps": "300"},
         FinalMetricDataList=[metric("train:step", 120.0), metric("train:loss", 0.25)],
     )
     with Stubber(aws.clients.sagemaker) as stub:

@@ -14,7 +14,7 @@ import boto3
 from moto import mock_aws
 from PIL import Image
 
-from limner.client import Clients, Clock, Deployment, Limner
+from limner.client import Clients, Clock, Deployment, Limner, TrainingConfig
 from limner.contracts import keys
 from limner.registry import Request
 
@@ -76,9 +76,15 @@ class World:
     def deployment(self) -> Deployment:
         return self.limner.deployment
 
-    def uploaded(self, prefix: str = "") -> list[str]:
+    def uploaded(self, prefix: str = "uploads/") -> list[str]:
         found = self.clients.s3.list_objects_v2(Bucket=self.deployment.bucket, Prefix=prefix)
         return [item["Key"] for item in found.get("Contents", [])]
+
+    def config(self, request_id: str) -> TrainingConfig:
+        """The training config as the job will read it."""
+        key = keys.config_prefix(request_id) + keys.CONFIG_FILE
+        found = self.clients.s3.get_object(Bucket=self.deployment.bucket, Key=key)
+        return TrainingConfig.model_validate_json(found["Body"].read())
 
     def executions(self) -> list[str]:
         found = self.clients.stepfunctions.list_executions(
