@@ -17,21 +17,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from infra.app import build
+from infra.reading import arrange
 from infra.settings import StageSettings, laptop
 from infra.stack import LimnerStack
 from limner.contracts.errors import LimnerError
 from workflows import asl, onboard
 
 TEMPLATE: Final = Path(__file__).parent / "templates" / "local.template.json"
-
-# The order in which a person reads a state: what it is, what it does, what comes of it, and what
-# happens if it does not work.
-_FIELDS: Final = (
-    *("Comment", "QueryLanguage", "StartAt", "TimeoutSeconds", "States"),
-    *("Type", "Resource", "Parameters", "Result", "Choices", "Default", "Seconds"),
-    *("ResultSelector", "ResultPath", "Next", "End"),
-    *("Error", "ErrorPath", "Cause", "CausePath", "Retry", "Catch"),
-)
 
 
 @dataclass(frozen=True)
@@ -100,37 +92,7 @@ def _machine(stack: LimnerStack, template: Mapping[str, Any]) -> dict[str, Any]:
             text += placeholders[reference]
         else:
             raise LimnerError("INTERNAL", f"The machine has no placeholder for {reference}.")
-    definition = json.loads(text)
-    definition["States"] = {
-        name: _ordered(definition["States"][name]) for name in _reading_order(definition)
-    }
-    return _ordered(definition)
-
-
-def _ordered(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: fields[name] for name in sorted(fields, key=_FIELDS.index)}
-
-
-def _reading_order(definition: Mapping[str, Any]) -> list[str]:
-    """The states in the order of the picture: ways forward first, what a Catch leads to last."""
-    states = definition["States"]
-    order: list[str] = []
-
-    def visit(name: str) -> None:
-        if name in order:
-            return
-        order.append(name)
-        state = states[name]
-        ways = [choice["Next"] for choice in state.get("Choices", ())]
-        for way in (*ways, state.get("Default"), state.get("Next")):
-            if way:
-                visit(way)
-
-    visit(definition["StartAt"])
-    for name in order:  # grows as it goes
-        for catcher in states[name].get("Catch", ()):
-            visit(catcher["Next"])
-    return order
+    return arrange(json.loads(text))
 
 
 if __name__ == "__main__":
