@@ -42,7 +42,7 @@ def onboard(
     queue: Annotated[
         bool,
         typer.Option(
-            "--queue", help="Let the queue start it when there is room, not this command."
+            "--queue", help="Let the deployed queue start it when there is room."
         ),
     ] = False,
     wait: Annotated[

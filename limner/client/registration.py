@@ -106,8 +106,8 @@ class Registration:
 def _post(http: urllib3.PoolManager, form: Post, photo: Photo) -> None:
     with photo.open() as file:
         # S3 reads the fields up to the file and none behind it.
-        data: tuple[str, str | bytes] = (photo.key_name, file.read())
-        fields = {**form.fields, "file": data}
+        part = ("file", (photo.key_name, file.read()))
+    fields: list[tuple[str, str] | tuple[str, tuple[str, bytes]]] = [*form.fields.items(), part]
     try:
         answer = http.request("POST", form.url, fields=fields, timeout=_TIMEOUT)
     except urllib3.exceptions.HTTPError as error:
