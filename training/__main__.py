@@ -1,22 +1,19 @@
 """The process boundary of the training container: ``python -m training``.
 
-Exit code 0 and an artifact in ``model/``, or exit code 1 and the reason in ``output/failure``.
+Exit code 0 and the work done (an artifact in ``model/``, or a result of each task of a batch), or
+exit code 1 and the reason in ``output/failure``.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
-import traceback
 from types import FrameType
 
 from limner.contracts.errors import LimnerError
+from training.failures import MAX_FAILURE_CHARS, unforeseen
 from training.files import write_atomically
 from training.settings import failure_file, read_settings
-
-# SageMaker shows this much of output/failure as FailureReason (SageMaker developer guide, "How
-# Amazon SageMaker AI Signals Algorithm Success and Failure").
-MAX_FAILURE_CHARS = 1024
 
 
 class _Stopped(BaseException):
@@ -51,11 +48,7 @@ def main() -> int:
     except _Stopped:
         return _fail(LimnerError("TRAINING_STOPPED"))
     except Exception as error:  # noqa: BLE001 - the process boundary
-        # Where it happened, without the error's own text, which may quote a prompt or a file name.
-        frames = traceback.extract_tb(error.__traceback__)
-        sys.stderr.write("".join(traceback.format_list(frames)))
-        place = f"{frames[-1].name}, line {frames[-1].lineno}" if frames else "start"
-        return _fail(LimnerError("TRAINING_FAILED", f"{type(error).__name__} in {place}."))
+        return _fail(unforeseen(error))
     return 0
 
 

@@ -1,25 +1,30 @@
-"""What SageMaker tells the container: three JSON files and two channels.
+"""What SageMaker tells the container: JSON files and channels.
 
-Source of names and forms: SageMaker developer guide, "How Amazon SageMaker AI Provides Training
-Information".
+A job is for one request, or, where it has a channel ``tasks``, a batch: then each host does its
+share of the tasks. Source of names and forms: SageMaker developer guide, "How Amazon SageMaker AI
+Provides Training Information".
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 
 from limner.contracts.errors import LimnerError
-from limner.contracts.training import TrainingConfig, explain
+from limner.contracts.keys import CONFIG_FILE
+from limner.contracts.tasks import TASKS_CHANNEL, TASKS_FILE
+from limner.contracts.training import TrainingConfig
+from training.forms import read_form
 from training.settings import Settings
+from training.tasks import read_tasks
 
 PHOTOS_CHANNEL: Final = "photos"
 BASE_CHANNEL: Final = "base"
-
-_Form = TypeVar("_Form", bound=BaseModel)
+CONFIG_CHANNEL: Final = "config"
 
 
 class ResourceConfig(BaseModel):
@@ -54,31 +59,37 @@ class InputDataConfig(RootModel[dict[str, dict[str, object]]]):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One training job.
+class Work:
+    """One adapter that is to be made.
 
     Attributes:
+        request_id: The wish that it fulfils.
+        model_id: Which of the user's models it becomes.
         config: The choices of the fine-tune.
-        resources: This host among the job's hosts.
-        photos_dir: The channel of the photos.
-        base_dir: The channel of the base.
+        photos_dir: The folder of the photos.
     """
 
+    request_id: str
+    model_id: str
     config: TrainingConfig
-    resources: ResourceConfig
     photos_dir: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training job, as this host sees it.
+
+    Attributes:
+        resources: This host among the job's hosts.
+        base_dir: The channel of the base.
+        batch: Whether the job is a batch of tasks.
+        share: What this host makes, in this order; empty where the others do it all.
+    """
+
+    resources: ResourceConfig
     base_dir: Path
-
-
-def _read(path: Path, form: type[_Form]) -> _Form:
-    try:
-        return form.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise LimnerError(
-            "INVALID_INPUT", f"{path.name} cannot be read: {error.strerror}."
-        ) from error
-    except ValidationError as error:
-        raise LimnerError("INVALID_INPUT", f"{path.name}: {explain(error)}.") from error
+    batch: bool
+    share: tuple[Work, ...]
 
 
 def read_job(settings: Settings) -> Job:
@@ -87,17 +98,68 @@ def read_job(settings: Settings) -> Job:
     Raises:
         LimnerError: ``INVALID_INPUT``, naming the file and the entry, or the missing channel.
     """
-    hyperparameters = _read(settings.config_dir / "hyperparameters.json", Hyperparameters)
-    channels = _read(settings.config_dir / "inputdataconfig.json", InputDataConfig)
-    resources = _read(settings.config_dir / "resourceconfig.json", ResourceConfig)
-    for name in (PHOTOS_CHANNEL, BASE_CHANNEL):
-        if name not in channels.root:
-            raise LimnerError("INVALID_INPUT", f"The job has no channel {name!r}.")
-        if not (settings.data_dir / name).is_dir():
-            raise LimnerError("INVALID_INPUT", f"The folder of the channel {name!r} is missing.")
-    return Job(
-        config=TrainingConfig.from_hyperparameters(hyperparameters.root),
-        resources=resources,
-        photos_dir=settings.data_dir / PHOTOS_CHANNEL,
-        base_dir=settings.data_dir / BASE_CHANNEL,
+    channels = read_form(settings.config_dir / "inputdataconfig.json", InputDataConfig).root
+    resources = read_form(settings.config_dir / "resourceconfig.json", ResourceConfig)
+    photos_dir = _channel(settings, channels, PHOTOS_CHANNEL)
+    base_dir = _channel(settings, channels, BASE_CHANNEL)
+    batch = TASKS_CHANNEL in channels
+    if batch:
+        share = _batch_share(settings, channels, resources, photos_dir)
+    else:
+        share = _single_share(settings, channels, resources, photos_dir)
+    return Job(resources=resources, base_dir=base_dir, batch=batch, share=share)
+
+
+def _channel(settings: Settings, channels: Collection[str], name: str) -> Path:
+    if name not in channels:
+        raise LimnerError("INVALID_INPUT", f"The job has no channel {name!r}.")
+    folder = settings.data_dir / name
+    if not folder.is_dir():
+        raise LimnerError("INVALID_INPUT", f"The folder of the channel {name!r} is missing.")
+    return folder
+
+
+def _batch_share(
+    settings: Settings, channels: Collection[str], resources: ResourceConfig, photos_dir: Path
+) -> tuple[Work, ...]:
+    """The tasks of this host: those whose ``instance`` is its position, modulo all hosts.
+
+    Modulo, because a job may get other machines than it was planned for, but no task may be left
+    out or done twice.
+    """
+    tasks = read_tasks(_channel(settings, channels, TASKS_CHANNEL) / TASKS_FILE)
+    return tuple(
+        Work(
+            request_id=task.request_id,
+            model_id=task.model_id,
+            config=task.config,
+            photos_dir=photos_dir / task.photos,
+        )
+        for task in tasks
+        if task.instance % len(resources.hosts) == resources.index
+    )
+
+
+def _single_share(
+    settings: Settings, channels: Collection[str], resources: ResourceConfig, photos_dir: Path
+) -> tuple[Work, ...]:
+    """The photos of one request are the work of one machine: the first of ``hosts``."""
+    if settings.request_id is None:
+        raise LimnerError("INVALID_INPUT", "Environment: LIMNER_REQUEST_ID: Field required.")
+    if CONFIG_CHANNEL in channels:
+        # The config holds prompts; a file in the bucket can be erased, a job's record cannot.
+        config_dir = _channel(settings, channels, CONFIG_CHANNEL)
+        config = read_form(config_dir / CONFIG_FILE, TrainingConfig)
+    else:
+        strings = read_form(settings.config_dir / "hyperparameters.json", Hyperparameters)
+        config = TrainingConfig.from_hyperparameters(strings.root)
+    if resources.index > 0:
+        return ()
+    return (
+        Work(
+            request_id=settings.request_id,
+            model_id=settings.model_id,
+            config=config,
+            photos_dir=photos_dir,
+        ),
     )

@@ -57,6 +57,15 @@ def add_adapter(unet: Any, *, rank: int, target: str) -> list[torch.nn.Parameter
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
 
 
+def remove_adapter(unet: Any) -> None:  # noqa: ANN401
+    """Takes the adapter off again, if there is one; the layers below were never touched.
+
+    The next adapter on this UNet then begins exactly where one on a fresh UNet would.
+    """
+    unet.unload_lora()
+    unet.eval()
+
+
 def adapter_tensors(unet: Any) -> dict[str, Tensor]:  # noqa: ANN401
     """The adapter by diffusers' names, sorted: ``unet.<layer>.lora_A.weight`` and ``lora_B``."""
     state = get_peft_model_state_dict(unet, adapter_name=_ADAPTER)

@@ -14,6 +14,7 @@ from typing import Final
 
 from PIL import Image, ImageOps
 
+from limner.contracts.base import BaseCard
 from limner.contracts.errors import LimnerError
 from limner.contracts.limits import (
     MAX_PHOTO_BYTES,
@@ -33,8 +34,16 @@ _DAMAGED: Final = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 # is done by a better filter.
 _REDUCING_GAP: Final = 2
 _STRIP_ROWS: Final = 8
+# Photos are kept at this multiple of the base's resolution: enough for every crop to be scaled
+# down, little enough for fifty of them to fit into memory.
+_KEEP_SCALE: Final = 2
 # Where Pillow finds the EXIF orientation of an image.
 _ORIENTATION: Final = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+
+
+def keep_side_px(card: BaseCard) -> int:
+    """The shorter side that photos for this base are kept with."""
+    return _KEEP_SCALE * card.resolution_px
 
 
 def _refusal(code: str, path: Path, reason: str) -> LimnerError:

@@ -1,45 +1,76 @@
-"""One training job from its config files to its artifact.
+"""One training job from its config files to its artifact, or to its tasks' results.
 
 Whatever can be refused is refused before torch is imported, which takes seconds: a bad photo ends
-the job in its first second.
+the job of one request in its first second, and a batch that is done already never loads a base.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Final
 
 from limner.contracts.base import read_card
-from training.job import read_job
-from training.photos import load_photos
+from training.job import Job, read_job
+from training.photos import keep_side_px, load_photos
 from training.progress import event_line, say
+from training.results import finished
 from training.settings import Settings
-
-# Photos are kept at this multiple of the base's resolution: enough for every crop to be scaled
-# down, little enough for fifty of them to fit into memory.
-_KEEP_SCALE: Final = 2
 
 
 def train(settings: Settings) -> None:
-    """Runs the job that the container's config files describe.
+    """Runs this host's part of the job that the container's config files describe.
 
-    The photos of one request are the work of one machine. Where a job has several hosts, the first
-    of ``hosts`` trains; the others say so, leave their ``model/`` empty and end well, and SageMaker
-    packs the first host's artifact.
+    A host without a part says so, leaves nothing and ends well. With one request, SageMaker packs
+    the first host's ``model/``; a batch leaves ``model/`` empty, for its artifacts go to
+    ``checkpoints/`` one by one.
 
     Raises:
         LimnerError: With what went wrong; ``model/`` holds no artifact then.
     """
     started = time.perf_counter()
     job = read_job(settings)
-    if job.resources.index > 0:
+    if not job.share:
         say(event_line("idle", host=job.resources.index, hosts=len(job.resources.hosts)))
-        return
-    card = read_card(job.base_dir)
-    photos = load_photos(job.photos_dir, keep_side_px=_KEEP_SCALE * card.resolution_px)
+    elif job.batch:
+        _train_batch(settings, job)
+        say(event_line("ended", tasks=len(job.share), seconds=time.perf_counter() - started))
+    else:
+        _train_one(settings, job, started)
+
+
+def _train_one(settings: Settings, job: Job, started: float) -> None:
+    (work,) = job.share
+    photos = load_photos(work.photos_dir, keep_side_px=keep_side_px(read_card(job.base_dir)))
     say(event_line("checked", photos=len(photos), seconds=time.perf_counter() - started))
 
-    from training.production import produce  # torch comes in here, not earlier
+    from training.artifact import write_members  # torch comes in here, not earlier
+    from training.production import make, open_base
 
-    produce(settings, job, photos, started=started)
-    say(event_line("trained", seconds=time.perf_counter() - started))
+    made = make(
+        open_base(job.base_dir),
+        work,
+        photos,
+        previews_dir=settings.checkpoint_dir,
+        parts_dir=settings.parts_dir,
+    )
+    write_members(settings.model_dir, made.members)
+    # images_per_second is not said once more: SageMaker would take the line for another reading.
+    spent = made.timings["train_seconds"]
+    say(event_line("trained", seconds=time.perf_counter() - started, train_seconds=spent))
+
+
+def _train_batch(settings: Settings, job: Job) -> None:
+    todo = []
+    for work in job.share:
+        result = finished(settings, work.request_id)
+        if result is None:
+            todo.append(work)
+        else:
+            # An earlier start of this job did it: spot interruptions and RetryStrategy start anew.
+            say(event_line("kept", request=work.request_id, status=result.status))
+    if not todo:
+        return
+
+    from training.batch import train_all  # torch comes in here, not earlier
+    from training.production import open_base
+
+    train_all(settings, open_base(job.base_dir), todo)

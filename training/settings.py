@@ -21,7 +21,8 @@ class Settings(BaseSettings):
         base_dir: Root of the container's folders; SageMaker's own toolkits read the same
             variable, so tests and laptops can put it elsewhere.
         job_name: Set by SageMaker.
-        request_id: The wish that this job fulfils; from CreateTrainingJob's Environment.
+        request_id: The wish that this job fulfils; from CreateTrainingJob's Environment. None in
+            a batch, which fulfils many.
         model_id: Which of the user's models.
     """
 
@@ -29,7 +30,7 @@ class Settings(BaseSettings):
 
     base_dir: Path = Field(default=Path("/opt/ml"), validation_alias="SAGEMAKER_BASE_DIR")
     job_name: str = Field(default="", validation_alias="TRAINING_JOB_NAME")
-    request_id: RequestId = Field(validation_alias="LIMNER_REQUEST_ID")
+    request_id: RequestId | None = Field(default=None, validation_alias="LIMNER_REQUEST_ID")
     model_id: ModelId = Field(default=DEFAULT_MODEL_ID, validation_alias="LIMNER_MODEL_ID")
 
     @property
@@ -51,6 +52,15 @@ class Settings(BaseSettings):
     def checkpoint_dir(self) -> Path:
         """What SageMaker copies to S3 while the job runs."""
         return self.base_dir / "checkpoints"
+
+    def task_dir(self, request_id: str) -> Path:
+        """Where a batch leaves what it made of one task."""
+        return self.checkpoint_dir / request_id
+
+    @property
+    def parts_dir(self) -> Path:
+        """Where unfinished files lie: outside of all that SageMaker copies, on the same volume."""
+        return self.base_dir / "parts"
 
 
 def failure_file() -> Path:

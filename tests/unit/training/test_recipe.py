@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save
 from limner.contracts import artifact as form
 from limner.contracts.errors import LimnerError
 from limner.contracts.training import TrainingConfig
-from training.artifact import layout_of, pack, write_artifact
+from training.artifact import layout_of, members_of, pack, write_members
 from training.base import load_base
-from training.lora import TARGETS, adapter_tensors, add_adapter
+from training.job import Work
+from training.lora import TARGETS, adapter_tensors, add_adapter, remove_adapter
 from training.recipe import Trained, augment, fine_tune, learning_rate_share, sample_batch
-from training.settings import Settings
 
 CPU = torch.device("cpu")
 
@@ -70,14 +70,34 @@ def test_only_the_adapter_changes(base_dir: Path, config: TrainingConfig) -> Non
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_a_removed_adapter_leaves_the_fresh_unet(base_dir: Path, target: str) -> None:
+    unet = load_base(base_dir, CPU).pipeline.unet
+    remove_adapter(unet)  # without one, nothing happens
+    kinds = {name: type(module) for name, module in unet.named_modules()}
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+    for _ in range(2):
+        assert add_adapter(unet, rank=2, target=target)
+        unet.train()
+        remove_adapter(unet)
+        assert {name: type(module) for name, module in unet.named_modules()} == kinds
+        assert not any(parameter.requires_grad for parameter in unet.parameters())
+        assert not any(module.training for module in unet.modules())
+        after = unet.state_dict()
+        assert after.keys() == before.keys()
+        assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_diffusers_loads_what_was_trained(
     base_dir: Path, tmp_path: Path, config: TrainingConfig, target: str
 ) -> None:
     base = load_base(base_dir, CPU)
     config = config.model_copy(update={"target": target, "learning_rate": 0.1})
     result = fine_tune(config, base, photos(), unheard)
-    settings = Settings(base_dir=tmp_path, request_id="r1")
-    manifest = write_artifact(settings, config, base, result.tensors, {"loss": result.loss})
+    work = Work(request_id="r1", model_id="default", config=config, photos_dir=tmp_path)
+    members = members_of(work, base, result.tensors, {"loss": result.loss})
+    write_members(tmp_path, members)
+    manifest = form.Manifest.model_validate_json(members[form.MANIFEST])
 
     plain = StableDiffusionPipeline.from_pretrained(
         base_dir, use_safetensors=True, local_files_only=True
@@ -86,7 +106,7 @@ def test_diffusers_loads_what_was_trained(
     arguments = (x, torch.tensor([10, 900]), torch.randn(2, 24, 16))
     with torch.no_grad():
         untrained = plain.unet(*arguments).sample
-        plain.load_lora_weights(str(settings.model_dir), weight_name=form.ADAPTER)
+        plain.load_lora_weights(str(tmp_path), weight_name=form.ADAPTER)
         loaded = plain.unet(*arguments).sample
         ours = base.pipeline.unet(*arguments).sample
     torch.testing.assert_close(loaded, ours, rtol=1e-4, atol=1e-5)
@@ -131,26 +151,29 @@ def test_the_artifact_keeps_its_promises(
     base = load_base(base_dir, CPU)
     add_adapter(base.pipeline.unet, rank=config.rank, target="all")
     tensors = adapter_tensors(base.pipeline.unet)
-    settings = Settings(base_dir=tmp_path, request_id="r1")
-    manifest = write_artifact(settings, config, base, tensors, {"loss": 0.5})
+    work = Work(request_id="r1", model_id="default", config=config, photos_dir=tmp_path)
+    write_members(tmp_path, members_of(work, base, tensors, {"loss": 0.5}))
 
-    found = {
-        p.relative_to(settings.model_dir).as_posix()
-        for p in settings.model_dir.rglob("*")
-        if p.is_file()
-    }
+    found = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
     assert found == set(form.MEMBERS)
-    text = (settings.model_dir / form.MANIFEST).read_text()
-    assert form.Manifest.model_validate_json(text) == manifest
-    with safe_open(settings.model_dir / form.PACKED, "pt") as file:
+    manifest = form.Manifest.model_validate_json((tmp_path / form.MANIFEST).read_bytes())
+    assert (manifest.request_id, manifest.metrics) == ("r1", {"loss": 0.5})
+    with safe_open(tmp_path / form.PACKED, "pt") as file:
         assert file.metadata()[form.PACKED_LAYOUT_KEY] == manifest.layout_sha256
         flat = file.get_tensor(form.PACKED_TENSOR)
-    stored = load_file(settings.model_dir / form.ADAPTER)
+    stored = load_file(tmp_path / form.ADAPTER)
     layout = layout_of(stored)
     assert layout.digest() == manifest.layout_sha256
     assert flat.shape == (layout.size,)
     for item in layout:
         assert torch.equal(flat[item.start : item.stop].reshape(item.shape), stored[item.name])
+
+
+def test_an_artifact_is_whole_or_not_there(tmp_path: Path) -> None:
+    members = dict.fromkeys(form.MEMBERS[:-1], b"x")
+    with pytest.raises(KeyError):
+        write_members(tmp_path, members)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_packing_follows_the_sorted_names() -> None:
