@@ -1,23 +1,25 @@
-"""The machine ``onboard`` with its functions, its topic, and the rule on its end."""
+"""The two machines, their functions and their topic."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aws_cdk import Duration, RemovalPolicy
-from aws_cdk import aws_events as events
-from aws_cdk import aws_events_targets as targets
 from aws_cdk import aws_iam as iam
-from aws_cdk import aws_logs as logs
+from aws_cdk import aws_kms as kms
+from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_sns as sns
-from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
+from infra import rights
+from infra.access import Objects
 from infra.functions import Functions
+from infra.machines import Machines
 from infra.parts import EndpointRef, Store
 from infra.settings import StageSettings
-from infra.training import Training
-from workflows import onboard, retries
+from limner.contracts import keys
+from workflows import onboard, onboard_batch, retries
+from workflows.jobs import JobSettings
+from workflows.tasks import TrainingJobs
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,18 @@ class TrainingImage:
 
 
 class Workflow(Construct):
-    """Everything between "onboard this user" and "the user's model serves"."""
+    """Everything between "onboard this user" and "the user's model serves".
+
+    Attributes:
+        topic: Where onboardings are announced.
+        machine: Onboards one user.
+        batch_machine: Onboards many users with one training job.
+        smoke_test: Makes the first inference on a new model.
+        record_failure: Ends a request that failed.
+        pack_tasks: Plans the job of a batch.
+        collect_results: Reads what came of it.
+        record_progress: Writes the status of all requests of a batch.
+    """
 
     def __init__(
         self,
@@ -42,18 +55,88 @@ class Workflow(Construct):
         construct_id: str,
         settings: StageSettings,
         *,
-        data: Store,
-        training: Training,
+        store: Store,
+        jobs: TrainingJobs,
         endpoint: EndpointRef,
         functions: Functions,
+        machines: Machines,
         training_image: TrainingImage,
         base_id: str,
+        key: kms.IKey | None,
     ) -> None:
         super().__init__(scope, construct_id)
         self._settings = settings
-        self.topic = sns.Topic(self, "Topic", enforce_ssl=True)
+        self._store = store
+        self._functions = functions
+        self.topic = sns.Topic(self, "Topic", enforce_ssl=True, master_key=key)
+        self.smoke_test = self._smoke_test(endpoint, base_id)
+        self.record_failure = self._record_failure()
+        self.pack_tasks = self._pack_tasks()
+        self.collect_results = self._collect_results()
+        self.record_progress = self._record_progress()
 
-        self.smoke_test = functions.make(
+        uses = onboard_batch.BatchUses(
+            bucket=store.bucket,
+            models=store.models,
+            requests=store.requests,
+            topic=self.topic,
+            smoke_test=self.smoke_test,
+            record_failure=self.record_failure,
+            pack_tasks=self.pack_tasks,
+            collect_results=self.collect_results,
+            record_progress=self.record_progress,
+            jobs=jobs,
+            training_image=training_image.image,
+            training_instance_types=training_image.instance_types,
+            base_id=base_id,
+            job=JobSettings(
+                keep_alive_s=settings.warm_pool_s,
+                spot=settings.spot,
+                max_wait_s=settings.max_wait_s,
+                volume_gb=settings.training_volume_gb,
+                call=settings.training_call,
+            ),
+        )
+        self.machine = machines.make(
+            self,
+            "Onboard",
+            "onboard",
+            comment=onboard.COMMENT,
+            start=onboard.Onboard(self, "Steps", uses).start,
+            timeout_s=retries.MACHINE_TIMEOUT_S,
+            statements=self._rights_of_machine(self.smoke_test, self.record_failure),
+            objects=Objects(reads=(keys.JOBS,), writes=(keys.MODELS,)),
+        )
+        self.batch_machine = machines.make(
+            self,
+            "OnboardBatch",
+            "onboard-batch",
+            comment=onboard_batch.COMMENT,
+            start=onboard_batch.OnboardBatch(self, "BatchSteps", uses).start,
+            timeout_s=retries.MACHINE_TIMEOUT_S,
+            statements=self._rights_of_machine(
+                self.smoke_test,
+                self.record_failure,
+                self.pack_tasks,
+                self.collect_results,
+                self.record_progress,
+            ),
+            objects=Objects(reads=(keys.BATCHES,), writes=(keys.MODELS,)),
+        )
+
+    def _rights_of_machine(self, *called: lambda_.IFunction) -> list[iam.PolicyStatement]:
+        return [
+            rights.records(self._store.models, "GetItem", "UpdateItem"),
+            rights.records(self._store.requests, "UpdateItem"),
+            iam.PolicyStatement(actions=["sns:Publish"], resources=[self.topic.topic_arn]),
+            iam.PolicyStatement(
+                actions=["lambda:InvokeFunction"],
+                resources=[function.function_arn for function in called],
+            ),
+        ]
+
+    def _smoke_test(self, endpoint: EndpointRef, base_id: str) -> lambda_.Function:
+        return self._functions.make(
             self,
             "SmokeTest",
             "smoke_test",
@@ -64,85 +147,59 @@ class Workflow(Construct):
                 iam.PolicyStatement(actions=["sagemaker:InvokeEndpoint"], resources=[endpoint.arn])
             ],
         )
-        self.record_failure = functions.make(
+
+    def _record_failure(self) -> lambda_.Function:
+        return self._functions.make(
             self,
             "RecordFailure",
             "record_failure",
             "Ends a request whose execution has failed, and frees its model.",
             timeout_s=30,
             environment={
-                "MODELS_TABLE": data.models.table_name,
-                "REQUESTS_TABLE": data.requests.table_name,
+                "MODELS_TABLE": self._store.models.table_name,
+                "REQUESTS_TABLE": self._store.requests.table_name,
                 "TOPIC_ARN": self.topic.topic_arn,
             },
             statements=[
-                iam.PolicyStatement(
-                    actions=["dynamodb:GetItem", "dynamodb:UpdateItem"],
-                    resources=[data.requests.table_arn],
-                ),
-                iam.PolicyStatement(
-                    actions=["dynamodb:UpdateItem"], resources=[data.models.table_arn]
-                ),
+                rights.records(self._store.requests, "GetItem", "UpdateItem"),
+                rights.records(self._store.models, "UpdateItem"),
                 iam.PolicyStatement(actions=["sns:Publish"], resources=[self.topic.topic_arn]),
             ],
         )
 
-        steps = onboard.Onboard(
+    def _pack_tasks(self) -> lambda_.Function:
+        return self._functions.make(
             self,
-            "Steps",
-            onboard.Uses(
-                bucket=data.bucket,
-                models=data.models,
-                requests=data.requests,
-                topic=self.topic,
-                smoke_test=self.smoke_test,
-                record_failure=self.record_failure,
-                jobs=training.jobs,
-                training_image=training_image.image,
-                training_instance_types=training_image.instance_types,
-                base_id=base_id,
-            ),
-        )
-        self.machine = sfn.StateMachine(
-            self,
-            "Onboard",
-            comment=onboard.COMMENT,
-            definition_body=sfn.DefinitionBody.from_chainable(steps.start),
-            timeout=Duration.seconds(retries.MACHINE_TIMEOUT_S),
-            tracing_enabled=None if settings.is_local else True,
-            logs=None if settings.is_local else self._machine_logs(),
-        )
-        for statement in steps.statements:
-            self.machine.add_to_role_policy(statement)
-        self._end_requests_of_dead_executions()
-
-    def _end_requests_of_dead_executions(self) -> None:
-        """An execution that was stopped or ran out of time cannot record that by itself."""
-        events.Rule(
-            self,
-            "ExecutionEnded",
-            description="Ends the request of an onboarding that was stopped, timed out or failed.",
-            event_pattern=events.EventPattern(
-                source=["aws.states"],
-                detail_type=["Step Functions Execution Status Change"],
-                detail={
-                    "stateMachineArn": [self.machine.state_machine_arn],
-                    "status": ["ABORTED", "FAILED", "TIMED_OUT"],
-                },
-            ),
-            targets=[targets.LambdaFunction(self.record_failure)],
+            "PackTasks",
+            "pack_tasks",
+            "Writes what the job of a batch is to do, and shares it out among its machines.",
+            timeout_s=retries.PACK_TASKS_S,
+            environment={
+                "BUCKET": self._store.bucket.bucket_name,
+                "BATCH_INSTANCES": str(self._settings.batch_instances),
+                "BATCH_TARGET_S": str(self._settings.batch_target_s),
+            },
+            objects=Objects(reads=(keys.CONFIGS, keys.UPLOADS), writes=(keys.BATCHES,)),
         )
 
-    def _machine_logs(self) -> sfn.LogOptions:
-        """All events, without their data: the input of an execution holds a user's prompts."""
-        # The prefix keeps the account's one resource policy for log delivery short.
-        group = logs.LogGroup(
+    def _collect_results(self) -> lambda_.Function:
+        return self._functions.make(
             self,
-            "OnboardLog",
-            log_group_name=f"/aws/vendedlogs/states/{self._settings.stack_name}-onboard",
-            retention=logs.RetentionDays.ONE_MONTH,
-            removal_policy=RemovalPolicy.DESTROY,
+            "CollectResults",
+            "collect_results",
+            "Reads what came of each task of a batch.",
+            timeout_s=retries.COLLECT_RESULTS_S,
+            environment={"BUCKET": self._store.bucket.bucket_name},
+            objects=Objects(reads=(keys.BATCHES,)),
         )
-        return sfn.LogOptions(
-            destination=group, level=sfn.LogLevel.ALL, include_execution_data=False
+
+    def _record_progress(self) -> lambda_.Function:
+        return self._functions.make(
+            self,
+            "RecordProgress",
+            "record_progress",
+            "Writes the status of all requests of a batch.",
+            timeout_s=retries.RECORD_PROGRESS_S,
+            environment={"REQUESTS_TABLE": self._store.requests.table_name},
+            statements=[rights.records(self._store.requests, "UpdateItem")],
         )

@@ -174,7 +174,7 @@ def _never(*errors: str) -> Retrier:
 # SageMaker stops the training program after this time (StoppingCondition): of one request, and of
 # a batch, whose own figure PackTasks computes below that.
 TRAINING_RUNTIME_S: Final = 2 * 3600
-BATCH_RUNTIME_S: Final = 6 * 3600
+BATCH_RUNTIME_S: Final = 4 * 3600
 # The longest that a job on spot machines may take, its waits for machines included.
 SPOT_WAIT_S: Final = 7 * 3600
 # Provisioning, download, training and upload of any of these: when a task whose job never tells
@@ -199,6 +199,10 @@ JOB_LOOKS: Final = 300
 MACHINE_TIMEOUT_S: Final = 7 * 24 * 3600
 # Attempts of a request, each in another batch, before a job that left it undone fails it.
 MAX_ATTEMPTS: Final = 3
+# When the functions of a batch give up; their tasks have half a minute more.
+PACK_TASKS_S: Final = 150
+COLLECT_RESULTS_S: Final = 150
+RECORD_PROGRESS_S: Final = 60
 # Requests of a batch whose retries and loops, all used up, still fit one history.
 MOST_REQUESTS: Final = 40
 # Items of a batch that are claimed, or published and tested, side by side.
@@ -368,9 +372,9 @@ ONBOARD_BATCH: Final[Policies] = MappingProxyType(
     {
         **claim(CLAIM_FAILURE.record),
         **failure(CLAIM_FAILURE),
-        "PackTasks": _function(BATCH_TRAIN.failed, 180),
-        **train(BATCH_TRAIN, _function(BATCH_TRAIN.failed, 60)),
-        "CollectResults": _function("FinishAll", 180),
+        "PackTasks": _function(BATCH_TRAIN.failed, PACK_TASKS_S + 30),
+        **train(BATCH_TRAIN, _function(BATCH_TRAIN.failed, RECORD_PROGRESS_S + 30)),
+        "CollectResults": _function("FinishAll", COLLECT_RESULTS_S + 30),
         **publish(ITEM_FAILURE.record),
         "Requeue": _transaction(Catcher(ALL_ERRORS, "LeftAsItWas")),
         **failure(ITEM_FAILURE),
