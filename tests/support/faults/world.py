@@ -1,0 +1,606 @@
+"""AWS in memory, as far as the machines and the functions need it, in virtual time.
+
+The published machines run on ``machine``, the functions' real handlers are imported once with
+clients that lead to the world of the moment, and the tables are ``dynamo.Memory``. Nothing happens
+by itself: a test takes the turns, lets jobs end, and delivers or loses the events of executions.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, Final
+from unittest.mock import patch
+
+import boto3
+from botocore.exceptions import ClientError
+
+from limner.contracts import keys
+from tests.support.faults.dynamo import Memory
+from tests.support.faults.machine import Call, Execution, Fault, Machine, TaskFailedError, Turns
+from workflows import asl
+
+ROOT: Final = Path(__file__).resolve().parents[3]
+BUCKET: Final = "bucket"
+_STATES: Final = "arn:aws:states:us-east-1:123456789012"
+_JOB: Final = "arn:aws:sagemaker:us-east-1:123456789012:training-job"
+EPOCH_MS: Final = 1_790_000_000_000
+UNFINISHED: Final = ("InProgress", "Stopping")
+UNWELL: Final = ("FAILED", "ABORTED", "TIMED_OUT")
+# The prefixes of error names: the optimized integrations, and those of the SDK for Java.
+_OPTIMIZED: Final = {"dynamodb": "DynamoDB", "sns": "SNS", "lambda": "Lambda"}
+_SDK: Final = {
+    "dynamodb": "DynamoDb",
+    "s3": "S3",
+    "sagemaker": "SageMaker",
+    "events": "EventBridge",
+}
+
+ENVIRONMENT: Final = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "STAGE": "test",
+    "ENDPOINT_NAME": "endpoint",
+    "BASE_ID": "tiny-1",
+    "BUCKET": BUCKET,
+    "BUS_NAME": "bus",
+    "MODELS_TABLE": "models",
+    "REQUESTS_TABLE": "requests",
+    "TOPIC_ARN": "topic",
+    "ONBOARD_MACHINE_ARN": f"{_STATES}:stateMachine:onboard",
+    "BATCH_MACHINE_ARN": f"{_STATES}:stateMachine:onboard_batch",
+    "MAX_INSTANCES": "8",
+    "LAUNCHES_PER_SECOND": "2",
+    "BURST": "10",
+    "DAILY_LAUNCHES": "1000",
+    "USER_ACTIVE": "1",
+    "BATCH_FROM": "4",
+    "BATCH_SIZE": "40",
+    "BATCH_INSTANCES": "2",
+    "BATCH_TARGET_S": "3600",
+    "LEASE_S": "120",
+    "JOB_PREFIX": "limner-",
+    "GRACE_S": "600",
+}
+
+
+def machine_names() -> tuple[str, ...]:
+    """All published machines."""
+    return tuple(sorted(path.name.partition(".")[0] for path in asl.FOLDER.glob("*.asl.json")))
+
+
+@cache
+def machine(name: str) -> Machine:
+    """A published machine; functions are called by their folders in ``lambdas/``."""
+    return Machine.published(name, {p: _value(p) for p in asl.placeholders(name)})
+
+
+def _value(placeholder: str) -> str:
+    fixed = {
+        "BucketName": BUCKET,
+        "ModelsTableName": "models",
+        "RequestsTableName": "requests",
+        "TopicArn": "topic",
+        "TrainingInstanceTypes": "ml.g5.xlarge,ml.g5.2xlarge,ml.g6.xlarge",
+    }
+    if placeholder in fixed:
+        return fixed[placeholder]
+    words = placeholder.removesuffix("Arn")
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in words).lstrip("_")
+
+
+@dataclass
+class Job:
+    """A training job.
+
+    Attributes:
+        request: What CreateTrainingJob was told.
+        status: TrainingJobStatus.
+        reason: FailureReason.
+        looks: How often DescribeTrainingJob still finds it at work.
+    """
+
+    request: dict[str, Any]
+    status: str = "InProgress"
+    reason: str = ""
+    looks: int = 1
+    started_ms: int = 0
+
+    @property
+    def name(self) -> str:
+        return str(self.request["TrainingJobName"])
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "TrainingJobName": self.name,
+            "TrainingJobArn": f"{_JOB}/{self.name}",
+            "TrainingJobStatus": self.status,
+            "SecondaryStatus": self.status,
+            **({"FailureReason": self.reason} if self.reason else {}),
+        }
+
+
+Outcome = Callable[[Job], tuple[str, str]]
+
+
+@dataclass
+class World:
+    """One AWS account.
+
+    Attributes:
+        outcome: How a job ends: its status and its reason.
+        smoke_test: Whether the new model draws; raises what the function would.
+        quota: Jobs at work at the same time; None is no limit.
+    """
+
+    outcome: Outcome = lambda _: ("Completed", "")
+    smoke_test: Callable[[str], None] = lambda _: None
+    quota: int | None = None
+    memory: Memory = field(default_factory=Memory)
+    jobs: dict[str, Job] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    executions: dict[str, Execution] = field(default_factory=dict)
+    turns: dict[str, Turns] = field(default_factory=dict)
+    begun: dict[str, int] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
+    served: set[str] = field(default_factory=set)
+    calls: list[tuple[str, Any]] = field(default_factory=list)
+    now_ms: int = EPOCH_MS
+
+    # -- Time -------------------------------------------------------------------------------------
+
+    def now_iso(self) -> str:
+        moment = datetime.fromtimestamp(self.now_ms / 1000, UTC)
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    def passes(self, seconds: float) -> None:
+        """Turns the clock."""
+        self.now_ms += int(seconds * 1000)
+
+    # -- Executions -------------------------------------------------------------------------------
+
+    def start(self, name: str, data: Mapping[str, Any], machine_name: str = "onboard") -> Execution:
+        """StartExecution: the same name and input are the same execution while it runs.
+
+        Raises:
+            ClientError: ``ExecutionAlreadyExists``.
+        """
+        arn = f"{_STATES}:execution:{machine_name}:{name}"
+        known = self.executions.get(arn)
+        if known is not None:
+            if known.status == "RUNNING" and known.input == data:
+                return known
+            raise _client_error("StartExecution", "ExecutionAlreadyExists", arn)
+        execution = Execution(machine(machine_name), arn, dict(data), self)
+        self.executions[arn] = execution
+        self.turns[arn] = execution.run()
+        self.begun[arn] = self.now_ms
+        return execution
+
+    def advance(self, execution: Execution, fault: Fault | None = None) -> Call | None:
+        """Takes one turn; returns what stands next, None at the end.
+
+        The first turn of an execution takes no fault: nothing stands yet.
+        """
+        if execution.status != "RUNNING":
+            return None
+        self.memory.writer = execution.arn
+        try:
+            return self.turns[execution.arn].send(fault)
+        except StopIteration:
+            return None
+        finally:
+            self.memory.writer = None
+
+    def finish(
+        self,
+        execution: Execution,
+        decide: Callable[[Call], Fault | None] = lambda _: None,
+    ) -> Execution:
+        """Takes all turns to the end."""
+        call = self.advance(execution)
+        while call is not None:
+            call = self.advance(execution, decide(call))
+        return execution
+
+    def stop(self, execution: Execution, cause: str = "stopped") -> None:
+        """StopExecution; the job that it waits for is stopped as well."""
+        if execution.status != "RUNNING":
+            return
+        execution.status, execution.error, execution.cause = "ABORTED", "EXECUTION_STOPPED", cause
+        self.turns.pop(execution.arn).close()
+        for job in self.jobs.values():
+            if job.status in UNFINISHED and job.request.get("_execution") == execution.arn:
+                job.status = "Stopped"
+
+    def tell_endings(self) -> None:
+        """Delivers the events of all executions that have ended since the last time."""
+        for arn, execution in list(self.executions.items()):
+            if execution.status != "RUNNING" and arn not in self.told:
+                self.told.add(arn)
+                self.tell_ending(execution)
+
+    def lose_endings(self) -> None:
+        """Loses the events of all executions that have ended since the last time."""
+        self.told |= {arn for arn, e in self.executions.items() if e.status != "RUNNING"}
+
+    def tell_ending(self, execution: Execution) -> None:
+        """Delivers the event of one execution that has ended, to the functions that hear it."""
+        detail = {
+            "executionArn": execution.arn,
+            "stateMachineArn": execution.arn.replace(":execution:", ":stateMachine:").rpartition(
+                ":"
+            )[0],
+            "name": execution.arn.rpartition(":")[2],
+            "status": execution.status,
+            "input": json.dumps(execution.input),
+            "error": execution.error or None,
+            "cause": execution.cause or None,
+        }
+        event = {
+            "detail-type": "Step Functions Execution Status Change",
+            "source": "aws.states",
+            "detail": detail,
+        }
+        unwell = execution.status in UNWELL
+        if ":onboard_batch:" in execution.arn:
+            if unwell and has_function("reconcile"):
+                self.invoke("reconcile", event)
+        elif unwell:
+            self.invoke("record_failure", event)
+        if has_function("dispatch"):
+            self.invoke("dispatch", event)
+
+    # -- Functions --------------------------------------------------------------------------------
+
+    def invoke(self, function: str, event: Any) -> Any:
+        """Calls a function's real handler, JSON in and JSON out."""
+        handler = handler_of(function)
+        before, self.memory.writer = self.memory.writer, self.memory.writer or function
+        with in_world(self):
+            try:
+                return json.loads(json.dumps(handler.handle(json.loads(json.dumps(event)), self)))
+            finally:
+                self.memory.writer = before
+
+    def get_remaining_time_in_millis(self) -> int:
+        """For the functions, whose context object is the world."""
+        return 60_000
+
+    # -- What tasks call --------------------------------------------------------------------------
+
+    def perform(self, resource: str, parameters: Any, execution: Execution) -> Any:
+        """See ``machine.Services``."""
+        integration = resource.partition(":::")[2]
+        sdk = integration.startswith("aws-sdk:")
+        service, _, action = integration.removeprefix("aws-sdk:").partition(":")
+        prefix = (_SDK if sdk else _OPTIMIZED).get(service, service.capitalize())
+        try:
+            match service, action:
+                case "lambda", "invoke":
+                    return {"Payload": self._invoke_task(parameters)}
+                case "sagemaker", "createTrainingJob.sync" | "createTrainingJob":
+                    return self.create_training_job(**parameters, _execution=execution.arn)
+                case "sagemaker", "describeTrainingJob":
+                    return self.describe_training_job(**parameters)
+                case "sagemaker", "stopTrainingJob":
+                    return self.stop_training_job(**parameters)
+                case "sns", "publish":
+                    return self.publish(**parameters)
+                case "s3", "copyObject":
+                    return self.copy_object(**parameters)
+                case "dynamodb", _:
+                    return getattr(self.memory, _snake(action))(**parameters)
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if service == "sagemaker" and code in ("ValidationException", "ThrottlingException"):
+                code = "AmazonSageMakerException"
+            suffix = "" if code.endswith("Exception") else "Exception"
+            raise TaskFailedError(f"{prefix}.{code}{suffix}", str(error)) from error
+        raise NotImplementedError(resource)
+
+    def wait_for(self, parameters: Any) -> Any:
+        """The end of a ``.sync`` task: the job's description, or its failure."""
+        job = self.jobs[parameters["TrainingJobName"]]
+        self.end_job(job)
+        if job.status != "Completed":
+            raise TaskFailedError("States.TaskFailed", json.dumps(job.describe()))
+        return job.describe()
+
+    def _invoke_task(self, parameters: Mapping[str, Any]) -> Any:
+        function, payload = parameters["FunctionName"], parameters["Payload"]
+        if function == "smoke_test":
+            return self._smoke_test(payload["target_model"])
+        try:
+            return self.invoke(function, payload)
+        except ClientError as error:
+            raise TaskFailedError("ClientError", str(error)) from error
+        except Exception as error:
+            if isinstance(error, AssertionError):
+                raise
+            told = {"errorMessage": str(error), "errorType": type(error).__name__}
+            raise TaskFailedError(type(error).__name__, json.dumps(told)) from error
+
+    def _smoke_test(self, target_model: str) -> dict[str, Any]:
+        try:
+            self.smoke_test(target_model)
+        except TaskFailedError:
+            raise
+        if f"{keys.MODELS}/{target_model}" not in self.objects:
+            raise TaskFailedError("ModelNotReadyError", "there is no artifact")
+        self.served.add(target_model)
+        return {"denoise_ms": 1.0}
+
+    # -- SageMaker --------------------------------------------------------------------------------
+
+    def create_training_job(self, **request: Any) -> dict[str, Any]:
+        name = request["TrainingJobName"]
+        if name in self.jobs:
+            raise _client_error("CreateTrainingJob", "ResourceInUse", "names must be unique")
+        busy = sum(job.status in UNFINISHED for job in self.jobs.values())
+        if self.quota is not None and busy >= self.quota:
+            raise _client_error("CreateTrainingJob", "ResourceLimitExceeded", "the quota is full")
+        self.jobs[name] = Job(request, started_ms=self.now_ms)
+        return {"TrainingJobArn": f"{_JOB}/{name}"}
+
+    def describe_training_job(self, *, TrainingJobName: str) -> dict[str, Any]:  # noqa: N803
+        job = self._job("DescribeTrainingJob", TrainingJobName)
+        if job.status in UNFINISHED:
+            job.looks -= 1
+            if job.looks < 0:
+                self.end_job(job)
+        return job.describe()
+
+    def stop_training_job(self, *, TrainingJobName: str) -> dict[str, Any]:  # noqa: N803
+        job = self._job("StopTrainingJob", TrainingJobName)
+        if job.status not in UNFINISHED:
+            raise _client_error("StopTrainingJob", "ValidationException", "it is not running")
+        job.status = "Stopped"
+        return {}
+
+    def list_training_jobs(self, **wanted: Any) -> dict[str, Any]:
+        return {
+            "TrainingJobSummaries": [
+                {
+                    **job.describe(),
+                    "CreationTime": datetime.fromtimestamp(job.started_ms / 1000, UTC),
+                    "LastModifiedTime": datetime.fromtimestamp(job.started_ms / 1000, UTC),
+                }
+                for job in self.jobs.values()
+                if wanted.get("NameContains", "") in job.name
+                and wanted.get("StatusEquals", job.status) == job.status
+            ]
+        }
+
+    def end_job(self, job: Job) -> None:
+        """Lets a job that is at work come to its end."""
+        if job.status not in UNFINISHED:
+            return
+        job.status, job.reason = self.outcome(job)
+        channels = {
+            channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"]
+            for channel in job.request.get("InputDataConfig", ())
+        }
+        if "tasks" in channels:
+            self._do_tasks(job, channels["tasks"])
+        elif job.status == "Completed":
+            self.objects[f"{keys.JOBS}/{job.name}/output/model.tar.gz"] = job.name.encode()
+
+    def _do_tasks(self, job: Job, tasks: str) -> None:
+        """The program of a batch: each task of a job that completes is done, of another none."""
+        out = job.request["CheckpointConfig"]["S3Uri"].partition(f"{BUCKET}/")[2].rstrip("/")
+        place = tasks.partition(f"{BUCKET}/")[2].rstrip("/") + "/tasks.jsonl"
+        if job.status != "Completed":
+            return
+        for line in self.objects[place].decode().splitlines():
+            task = json.loads(line)
+            folder = f"{out}/{task['request_id']}"
+            self.objects[f"{folder}/model.tar.gz"] = job.name.encode()
+            self.objects[f"{folder}/result.json"] = json.dumps(
+                {
+                    "schema_version": 1,
+                    "request_id": task["request_id"],
+                    "status": "trained",
+                    "seconds": 1.0,
+                    "metrics": {},
+                    "error": None,
+                    "artifact_sha256": "0" * 64,
+                }
+            ).encode()
+
+    def _job(self, operation: str, name: str) -> Job:
+        if name not in self.jobs:
+            raise _client_error(operation, "ValidationException", "Requested resource not found.")
+        return self.jobs[name]
+
+    # -- S3 and SNS -------------------------------------------------------------------------------
+
+    def copy_object(self, **call: Any) -> dict[str, Any]:
+        key = call["CopySource"].partition("/")[2]
+        if key not in self.objects:
+            raise _client_error("CopyObject", "NoSuchKey", key)
+        self.objects[call["Key"]] = self.objects[key]
+        return {"CopyObjectResult": {}}
+
+    def publish(self, **call: Any) -> dict[str, Any]:
+        message = call["Message"]
+        self.messages.append(json.loads(message) if isinstance(message, str) else message)
+        return {"MessageId": "1"}
+
+    def client(self, service: str) -> Any:
+        """A client of a service for the functions."""
+        match service:
+            case "dynamodb":
+                return self.memory
+            case "stepfunctions":
+                return _States(self)
+            case "s3":
+                return _S3(self)
+        return self
+
+
+# -- Functions on the world of the moment ---------------------------------------------------------
+
+_current: list[World] = []
+
+
+@contextmanager
+def in_world(world: World) -> Iterator[None]:
+    """Leads the functions' clients and their clocks to a world."""
+    _current.append(world)
+    try:
+        yield
+    finally:
+        _current.pop()
+
+
+class _Client:
+    """A boto3 client to the functions; whose calls go to the world of the moment."""
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_current[-1].client(self._service), name)
+
+
+def has_function(name: str) -> bool:
+    """Whether a function exists."""
+    return (ROOT / "lambdas" / name / "handler.py").exists()
+
+
+@cache
+def handler_of(function: str) -> ModuleType:
+    """A private copy of a function's handler, with clients that lead to the world."""
+    path = ROOT / "lambdas" / function / "handler.py"
+    spec = importlib.util.spec_from_file_location(f"faults_{function}_handler", path)
+    assert spec is not None and spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    with (
+        patch.dict(os.environ, ENVIRONMENT),
+        patch.object(boto3, "client", lambda service, **_: _Client(service)),
+    ):
+        spec.loader.exec_module(module)
+    clock = sys.modules.get("lambdas.shared.clock")
+    if clock is not None:
+        _turn(clock)
+    for name in ("lambdas.shared.log", "lambdas.shared.metrics"):
+        if name in sys.modules:
+            _silence(function)
+    return module
+
+
+def _turn(clock: ModuleType) -> None:
+    """Functions in a world see its time; those outside of one see the real one."""
+    real = sys.modules["time"]
+    clock.time = SimpleNamespace(  # type: ignore[attr-defined]
+        time_ns=lambda: _current[-1].now_ms * 1_000_000 if _current else real.time_ns(),
+        time=lambda: _current[-1].now_ms / 1000 if _current else real.time(),
+        sleep=lambda seconds: _current[-1].passes(seconds) if _current else real.sleep(seconds),
+    )
+
+
+def _silence(function: str) -> None:
+    import logging
+
+    logging.getLogger(f"limner.{function}").setLevel(logging.CRITICAL)
+
+
+class _States:
+    """Step Functions to the functions."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def start_execution(self, **call: Any) -> dict[str, Any]:
+        name = call["stateMachineArn"].rpartition(":")[2]
+        execution = self._world.start(call["name"], json.loads(call["input"]), name)
+        return {
+            "executionArn": execution.arn,
+            "startDate": datetime.fromtimestamp(self._world.begun[execution.arn] / 1000, UTC),
+        }
+
+    def describe_execution(self, **call: Any) -> dict[str, Any]:
+        execution = self._world.executions.get(call["executionArn"])
+        if execution is None:
+            raise _client_error("DescribeExecution", "ExecutionDoesNotExist", call["executionArn"])
+        began = datetime.fromtimestamp(self._world.begun[execution.arn] / 1000, UTC)
+        answer = {
+            "executionArn": execution.arn,
+            "name": execution.arn.rpartition(":")[2],
+            "status": execution.status,
+            "input": json.dumps(execution.input),
+            "startDate": began,
+        }
+        if execution.status != "RUNNING":
+            answer["stopDate"] = began
+        if execution.error:
+            answer |= {"error": execution.error, "cause": execution.cause}
+        return answer
+
+    def stop_execution(self, **call: Any) -> dict[str, Any]:
+        execution = self._world.executions.get(call["executionArn"])
+        if execution is None:
+            raise _client_error("StopExecution", "ExecutionDoesNotExist", call["executionArn"])
+        self._world.stop(execution, call.get("cause", ""))
+        return {}
+
+
+class _S3:
+    """S3 to the functions."""
+
+    class exceptions:  # noqa: N801  # boto3's name
+        NoSuchKey = ClientError
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def get_object(self, **call: Any) -> dict[str, Any]:
+        content = self._world.objects.get(call["Key"])
+        if content is None:
+            raise _client_error("GetObject", "NoSuchKey", call["Key"])
+        return {"Body": io.BytesIO(content), "ContentLength": len(content)}
+
+    def head_object(self, **call: Any) -> dict[str, Any]:
+        if call["Key"] not in self._world.objects:
+            raise _client_error("HeadObject", "404", call["Key"])
+        return {"ContentLength": len(self._world.objects[call["Key"]])}
+
+    def put_object(self, **call: Any) -> dict[str, Any]:
+        body = call["Body"]
+        content = body.encode() if isinstance(body, str) else body
+        self._world.objects[call["Key"]] = content if isinstance(content, bytes) else content.read()
+        return {}
+
+    def list_objects_v2(self, **call: Any) -> dict[str, Any]:
+        found = sorted(k for k in self._world.objects if k.startswith(call.get("Prefix", "")))
+        contents = [{"Key": key, "Size": len(self._world.objects[key])} for key in found]
+        return {"Contents": contents, "KeyCount": len(contents), "IsTruncated": False}
+
+    def get_paginator(self, operation: str) -> Any:
+        method = getattr(self, _snake(operation))
+        return SimpleNamespace(
+            paginate=lambda **call: iter(
+                [method(**{k: v for k, v in call.items() if k != "PaginationConfig"})]
+            )
+        )
+
+
+def _snake(action: str) -> str:
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in action)
+
+
+def _client_error(operation: str, code: str, message: str) -> ClientError:
+    return ClientError({"Error": {"Code": code, "Message": message}}, operation)
