@@ -11,8 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from PIL import Image, ImageDraw
 
 from limner.contracts import artifact as form
 from limner.contracts.base import base_digest
+from limner.contracts.tasks import Task, TaskError, TaskResult
 from limner.contracts.training import METRIC_DEFINITIONS, TrainingConfig
 from tests.support.pipelines import RANDOM_BASE_ID, RANDOM_RESOLUTION_PX, save_random_pipeline
 
@@ -35,6 +37,9 @@ CONFIG = TrainingConfig(
     preview_prompts=("a photo of {token}", CANARY),
     preview_steps=2,
 )
+
+WISH = {"LIMNER_REQUEST_ID": "r1", "LIMNER_MODEL_ID": "default"}
+BATCH: Mapping[str, str] = {}  # a batch is not one request
 
 
 @dataclass(frozen=True)
@@ -52,15 +57,14 @@ class Container:
         model = self.root / "model"
         return {p.relative_to(model).as_posix() for p in model.rglob("*") if p.is_file()}
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, *, wish: Mapping[str, str] = WISH) -> subprocess.Popen[str]:
         environment = {
             "PATH": os.environ["PATH"],
             "OMP_NUM_THREADS": "1",
             "SAGEMAKER_BASE_DIR": str(self.root),
             "TRAINING_JOB_NAME": "limner-r1-1",
             "TRAINING_JOB_ARN": "arn:aws:sagemaker:us-east-1:000000000000:training-job/limner-r1-1",
-            "LIMNER_REQUEST_ID": "r1",
-            "LIMNER_MODEL_ID": "default",
+            **wish,
         }
         return subprocess.Popen(
             [sys.executable, "-m", "training"],
@@ -71,8 +75,8 @@ class Container:
             text=True,
         )
 
-    def run(self) -> tuple[int, str, str]:
-        with self.start() as process:
+    def run(self, *, wish: Mapping[str, str] = WISH) -> tuple[int, str, str]:
+        with self.start(wish=wish) as process:
             out, err = process.communicate(timeout=120)
         return process.returncode, out, err
 
@@ -83,24 +87,37 @@ def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepare(root: Path, base_dir: Path, config: TrainingConfig = CONFIG) -> Container:
+    """A job of one request, which is told its config by the channel ``config``."""
+    container = prepare_folders(root, base_dir, ("photos", "config"))
+    (root / "input/data/config/config.json").write_text(config.model_dump_json())
+    draw_photos(root / "input/data/photos")
+    return container
+
+
+def prepare_folders(root: Path, base_dir: Path, channels: tuple[str, ...]) -> Container:
     configs = root / "input" / "config"
-    photos = root / "input" / "data" / "photos"
-    for folder in (configs, photos, root / "model", root / "output", root / "checkpoints"):
+    for folder in (configs, root / "model", root / "output", root / "checkpoints"):
         folder.mkdir(parents=True)
     shutil.copytree(base_dir, root / "input" / "data" / "base")
+    for name in channels:
+        (root / "input" / "data" / name).mkdir()
     channel = {"TrainingInputMode": "File", "S3DistributionType": "FullyReplicated"}
     contents: dict[str, object] = {
-        "hyperparameters": config.to_hyperparameters(),
-        "inputdataconfig": {"photos": channel, "base": channel},
+        "hyperparameters": {},
+        "inputdataconfig": dict.fromkeys((*channels, "base"), channel),
         "resourceconfig": {"current_host": "algo-1", "hosts": ["algo-1"]},
     }
     for name, content in contents.items():
         (configs / f"{name}.json").write_text(json.dumps(content))
+    return Container(root)
+
+
+def draw_photos(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for index in range(3):
         image = Image.new("RGB", (60, 50), "white")
         ImageDraw.Draw(image).ellipse((10 + index, 10, 40, 40), fill="red")
-        image.save(photos / f"portrait-{index}.png")
-    return Container(root)
+        image.save(folder / f"portrait-{index}.png")
 
 
 @pytest.fixture(scope="module")
@@ -186,22 +203,137 @@ def test_a_second_host_ends_well_and_leaves_nothing(tmp_path: Path, base_dir: Pa
     assert container.members() == set()
 
 
+def terminate_at(process: subprocess.Popen[str], sign: str) -> str:
+    """Sends SIGTERM as soon as the log has the sign; returns the log."""
+    lines = []
+    try:
+        assert process.stdout is not None
+        ready, _, _ = select.select([process.stdout], [], [], 120)
+        assert ready, "no progress within the deadline"
+        while not lines or sign not in lines[-1]:
+            assert process.poll() is None
+            lines.append(process.stdout.readline())
+        process.send_signal(signal.SIGTERM)
+        asked = time.monotonic()
+        rest, _ = process.communicate(timeout=30)
+        assert time.monotonic() - asked < 15
+    finally:
+        process.kill()
+    return "".join(lines) + rest
+
+
 def test_sigterm_ends_the_job_promptly_and_cleanly(tmp_path: Path, base_dir: Path) -> None:
     long = CONFIG.model_copy(update={"steps": 20_000})
     container = prepare(tmp_path / "ml", base_dir, long)
     with container.start() as process:
-        try:
-            assert process.stdout is not None
-            ready, _, _ = select.select([process.stdout], [], [], 120)
-            assert ready, "no progress within the deadline"
-            while "step=" not in process.stdout.readline():
-                assert process.poll() is None
-            process.send_signal(signal.SIGTERM)
-            asked = time.monotonic()
-            process.communicate(timeout=30)
-            assert time.monotonic() - asked < 15
-        finally:
-            process.kill()
+        terminate_at(process, "step=")
     assert process.returncode == 1
     assert container.failure.startswith("TRAINING_STOPPED: ")
     assert container.members() == set()
+
+
+# -- A batch --------------------------------------------------------------------------------------
+
+
+def task_line(request_id: str, instance: int, config: TrainingConfig = CONFIG) -> str:
+    task = Task(
+        request_id=request_id,
+        user_id="Berenice",
+        model_id="default",
+        photos=f"Berenice/{request_id}/",
+        config=config,
+        instance=instance,
+        predicted_s=1.0,
+    )
+    return task.model_dump_json() + "\n"
+
+
+def hosts(container: Container, current: str, *names: str) -> None:
+    content = json.dumps({"current_host": current, "hosts": names})
+    (container.root / "input/config/resourceconfig.json").write_text(content)
+
+
+def result_of(container: Container, request_id: str) -> TaskResult:
+    path = container.root / "checkpoints" / request_id / "result.json"
+    return TaskResult.model_validate_json(path.read_bytes())
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_batch_on_two_hosts(
+    tmp_path: Path, base_dir: Path, finished: tuple[Container, str, str]
+) -> None:
+    """A good task, a bad one, an interruption, and a restart that finds what was done."""
+    container = prepare_folders(tmp_path / "ml", base_dir, ("photos", "tasks"))
+    checkpoints = container.root / "checkpoints"
+    for request_id in ("r1", "bad", "r3", "long"):
+        draw_photos(container.root / "input/data/photos/Berenice" / request_id)
+    bad = container.root / "input/data/photos/Berenice/bad/portrait-1.png"
+    bad.write_bytes(b"Dear Sir or Madam")
+    short = CONFIG.model_copy(update={"steps": 2, "preview_prompts": ()})
+    long = CONFIG.model_copy(update={"steps": 20_000})
+    (container.root / "input/data/tasks/tasks.jsonl").write_text(
+        task_line("bad", 0)
+        + task_line("r3", 1, short)
+        + task_line("r1", 2)  # two hosts: the first one's, too
+        + task_line("long", 1, long)
+    )
+
+    # The first host: a task fails, the next one is trained as if it were alone.
+    hosts(container, "algo-1", "algo-1", "algo-2")
+    code, out, err = container.run(wish=BATCH)
+    assert (code, err, container.failure) == (0, "", "")
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["bad", "r1"]
+    failed = result_of(container, "bad")
+    assert failed.error == TaskError(
+        code="PHOTO_NOT_AN_IMAGE", message="'portrait-1.png' is not a PNG, JPEG or WebP image."
+    )
+    assert state_of(checkpoints / "bad").keys() == {"result.json"}
+    assert re.findall(r"event=task request=(\S+) status=(\S+) seconds=\S+", out) == [
+        ("bad", "failed"),
+        ("r1", "trained"),
+    ]
+    assert not any(word in out for word in ("Berenice", "canary", "portrait"))
+
+    folder = checkpoints / "r1"
+    names = {"preview-00.png", "preview-01.png", "model.tar.gz", "result.json"}
+    assert state_of(folder).keys() == names
+    archive = folder / "model.tar.gz"
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    assert result_of(container, "r1").artifact_sha256 == digest
+    alone = finished[0].root
+    with tarfile.open(archive) as tar:
+        assert tar.getnames() == list(form.MEMBERS)
+        for name in form.MEMBERS:
+            member = tar.extractfile(name)
+            assert member is not None
+            assert member.read() == (alone / "model" / name).read_bytes(), name
+    for path in (alone / "checkpoints").iterdir():
+        assert path.read_bytes() == (folder / path.name).read_bytes()
+    assert container.members() == set(), "SageMaker has nothing to pack"
+
+    # The second host is stopped in the middle of its second task.
+    hosts(container, "algo-2", "algo-1", "algo-2")
+    with container.start(wish=BATCH) as process:
+        out = terminate_at(process, "step=10 ")
+    assert process.returncode == 1
+    assert container.failure.startswith("TRAINING_STOPPED: ")
+    assert "event=task request=r3 status=trained" in out
+    assert result_of(container, "r3").status == "trained"
+    assert not (checkpoints / "long").exists()
+    assert not list((container.root / "parts").iterdir())
+
+    # A restart of the first host does nothing again.
+    before = state_of(checkpoints)
+    hosts(container, "host-x", "host-x", "host-y")
+    code, out, err = container.run(wish=BATCH)
+    assert (code, err) == (0, "")
+    assert re.findall(r"event=kept request=(\S+)", out) == ["bad", "r1"]
+    assert "event=loaded" not in out
+    assert state_of(checkpoints) == before
