@@ -87,7 +87,7 @@ class Table:
         Args:
             key: Partition and sort key.
             update: UpdateExpression; attribute names are written ``#name``.
-            condition: ConditionExpression, likewise.
+            condition: ConditionExpression, likewise; empty for none.
             values: What the ``:name`` in both stand for.
 
         Returns:
@@ -195,9 +195,10 @@ class Table:
             "TableName": self._name,
             "Key": _attributes(key),
             "UpdateExpression": update,
-            "ConditionExpression": condition,
         }
-        # DynamoDB refuses either of them when it is empty.
+        # DynamoDB refuses each of them when it is empty.
+        if condition:
+            options["ConditionExpression"] = condition
         if names := _names(update, condition):
             options["ExpressionAttributeNames"] = names
         if values:

@@ -1,0 +1,182 @@
+"""The writes of reconcile. Each is conditional on what was seen, and twice is once.
+
+::
+
+    time ──>   owe      end                     release     publish  mark    done
+    notes      owed ────────────────────────────────────────────────────────── gone
+    request             ... ──> FAILED, unannounced ──────────────── announced
+    model                                       free
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lambdas.reconcile.logic import Record
+from lambdas.reconcile.notes import Notes
+from lambdas.record_failure.ledger import Ledger
+from lambdas.record_failure.logic import FAILED_EVENT, Ending, Failure, failed_body
+from lambdas.shared.clock import Clock
+from lambdas.shared.dynamo import Plain, Table
+from limner.contracts.errors import LimnerError
+from limner.contracts.statuses import TERMINAL, RequestStatus
+
+# Owner of what nobody owned when it was ended.
+ME = "reconcile"
+
+
+class Repairs:
+    """What can be done about a request.
+
+    Args:
+        models: Table of models and versions.
+        requests: Table of requests.
+        notes: What is owed.
+        publish: Sends a notification's body to the topic.
+        clock: The invocation's clock.
+    """
+
+    def __init__(
+        self,
+        models: Table,
+        requests: Table,
+        notes: Notes,
+        publish: Callable[[Mapping[str, Any]], None],
+        clock: Clock,
+    ) -> None:
+        self._requests = requests
+        self._models = models
+        self._ledger = Ledger(models, requests)
+        self._notes = notes
+        self._publish = publish
+        self._clock = clock
+
+    def read(self, request_id: str) -> dict[str, Any] | None:
+        """The request's record, consistently."""
+        return self._ledger.read(request_id)
+
+    def enqueue(self, record: Record, *, next_attempt: bool) -> bool:
+        """Puts a QUEUED request into the queue that was in none."""
+        attempt = record.get("attempt", 1)
+        now = self._clock.now()
+        return self._requests.update(
+            {"request_id": record["request_id"]},
+            update=(
+                "SET #queue = :shard, #queued_at = :now, #updated_at = :now, #attempt = :next"
+                " REMOVE #lease_until, #lease_by"
+            ),
+            condition=(
+                "#status = :queued AND attribute_not_exists(#owner)"
+                " AND attribute_not_exists(#queue) AND #updated_at = :seen"
+            ),
+            values={
+                ":shard": record["open"],
+                ":now": now,
+                ":next": attempt + 1 if next_attempt else attempt,
+                ":queued": RequestStatus.QUEUED.value,
+                ":seen": record["updated_at"],
+            },
+        )
+
+    def clear_lease(self, record: Record) -> bool:
+        """Removes a lease that is over, if nobody has taken a newer one."""
+        return self._requests.update(
+            {"request_id": record["request_id"]},
+            update="REMOVE #lease_until, #lease_by",
+            condition="#lease_until = :seen",
+            values={":seen": record["lease_until"]},
+        )
+
+    def requeue(self, record: Record) -> bool:
+        """Puts a request back whose batch has ended without it; its model is free meanwhile."""
+        now = self._clock.now()
+        condition = "#owner = :owner AND #status IN (:training, :waiting)"
+        values: dict[str, Plain] = {
+            ":queued": RequestStatus.QUEUED.value,
+            ":next": record.get("attempt", 1) + 1,
+            ":shard": record["open"],
+            ":now": now,
+            ":owner": record["owner"],
+            ":training": RequestStatus.TRAINING.value,
+            ":waiting": RequestStatus.WAITING_FOR_CAPACITY.value,
+        }
+        key = {"request_id": record["request_id"]}
+        update = (
+            "SET #status = :queued, #attempt = :next, #queue = :shard, #queued_at = :now,"
+            " #updated_at = :now REMOVE #owner, #lease_until, #lease_by"
+        )
+        held = self._requests.transact(
+            [
+                self._models.member(
+                    {"user_id": record["user_id"], "model_row": record["model_id"]},
+                    "SET #updated_at = :now REMOVE #active_request",
+                    "#active_request = :request",
+                    {":now": now, ":request": record["request_id"]},
+                ),
+                self._requests.member(key, update, condition, values),
+            ]
+        )
+        if held is None:
+            return True
+        # The model was never taken, or is another's by now: then there is nothing to free.
+        return held[1] and self._requests.update(key, update, condition, values)
+
+    def end(self, ending: Ending) -> bool:
+        """Ends a request, frees its model, and tells the app.
+
+        Returns:
+            False if the request has changed hands meanwhile.
+        """
+        self._notes.owe(ending.request_id)
+        try:
+            self._ledger.end(ending)
+        except LimnerError as error:
+            if error.code != "REQUEST_ALREADY_CLAIMED":
+                raise
+            self._notes.done(ending.request_id)
+            return False
+        self.finish(ending.request_id)
+        return True
+
+    def fail(self, record: Record, code: str, message: str) -> bool:
+        """Ends a request as FAILED for a reason of our own."""
+        return self.end(
+            Ending(
+                request_id=record["request_id"],
+                owner=record.get("owner", ME),
+                status=RequestStatus.FAILED,
+                failure=Failure(code, message),
+                by_rule=True,
+            )
+        )
+
+    def finish(self, request_id: str) -> None:
+        """Does what is left to do about an ended request; nothing if it has not ended."""
+        record = self._ledger.read(request_id)
+        if record is not None and RequestStatus(record["status"]) in TERMINAL:
+            self._finish(record)
+        self._notes.done(request_id)
+
+    def _finish(self, record: dict[str, Any]) -> None:
+        if record["status"] != RequestStatus.READY and "error" in record:
+            self._ledger.release(record)
+            if record.get("unannounced"):
+                self._publish({"type": FAILED_EVENT, **failed_body(record, record["error"])})
+                self._ledger.mark_announced(record["request_id"])
+        self._requests.update(
+            {"request_id": record["request_id"]},
+            update="REMOVE #open, #queue, #lease_until, #lease_by",
+            condition="#status = :status AND attribute_exists(#open)",
+            values={":status": record["status"]},
+        )
+
+
+def as_message(topic_arn: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of ``publish`` for a notification's body."""
+    return {
+        "TopicArn": topic_arn,
+        "Message": json.dumps(body),
+        "MessageAttributes": {"type": {"DataType": "String", "StringValue": body["type"]}},
+    }
