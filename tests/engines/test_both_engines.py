@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from tests.support.engines.cases import CASES, Case, check, play
+from tests.support.engines.cases import CASES, DIFFERENCES, Case, check, on, play
 from tests.support.engines.moto_stack import moto_stack
 from tests.support.onboarding import Stack
 
+EXPLAINED = Path(__file__).resolve().parents[2] / "docs" / "engines.md"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A stack and the name of what executes it."""
+
+    name: str
+    stack: Stack
+
 
 @pytest.fixture
-def engine(request: pytest.FixtureRequest) -> Iterator[Stack]:
-    """The stack on one of the engines; never both at once, because moto catches every call."""
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """One of the engines; never both at once, because moto catches every call of the process."""
     if request.param == "laptop":
-        yield request.getfixturevalue("stack")
+        yield Engine("laptop", request.getfixturevalue("stack"))
         return
     with moto_stack() as stack:
-        yield stack
+        yield Engine("moto", stack)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("engine", ["moto", "laptop"], indirect=True)
-def test_the_same_case_ends_the_same_way(engine: Stack, case: Case) -> None:
-    check(case, play(engine, case))
+def test_the_same_case_ends_the_same_way(engine: Engine, case: Case) -> None:
+    expected = on(engine.name, case)
+    check(expected, play(engine.stack, expected))
+
+
+@pytest.mark.parametrize(("engine", "name"), DIFFERENCES, ids=str)
+def test_every_known_difference_is_of_a_case_and_explained(engine: str, name: str) -> None:
+    assert name in {case.name for case in CASES}
+    assert f"`{name}`" in EXPLAINED.read_text(encoding="utf-8")

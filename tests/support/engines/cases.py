@@ -7,8 +7,9 @@ case that fails on one of them. ``docs/engines.md`` explains the differences tha
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from limner.contracts import keys
@@ -38,16 +39,11 @@ ENDING: Final = (
 )
 TRAINED: Final = BEGINNING + ENDING
 READY_AT_ONCE: Final = ("CheckModelStatus", "IsModelReady", "RecordAlreadyReady", "AlreadyReady")
-FAILED: Final = ("RecordFailure", "NotifyFailure", "Failed")
+FAILED: Final = ("RecordFailure", "NotifyFailure", "RecordAnnouncement", "Failed")
 JOB_FAILED: Final = ("DidJobFail", "ReadJobFailure", "IsCapacityFailure")
-NEXT_ATTEMPT: Final = (
-    *JOB_FAILED,
-    "NextAttempt",
-    "RecordWaiting",
-    "WaitForCapacity",
-    "RecordAttempt",
-    "FineTune",
-)
+WAITED: Final = ("RecordWaiting", "WaitForCapacity", "RecordAttempt", "FineTune")
+NEXT_ATTEMPT: Final = (*JOB_FAILED, "NextAttempt", *WAITED)
+NEXT_WAIT: Final = ("DidJobFail", "CountWait", *WAITED)
 SOMEBODY: Final = "arn:aws:states:us-east-1:123456789012:execution:onboard:somebody-else"
 THROTTLED: Final = "SageMaker.AmazonSageMakerException"
 QUOTA: Final = "SageMaker.ResourceLimitExceededException"
@@ -114,21 +110,22 @@ class Outcome:
     heard: list[dict[str, Any]]
 
 
+def on(engine: str, case: Case) -> Case:
+    """The case as this engine is known to end it; ``docs/engines.md`` explains each difference."""
+    return replace(case, **DIFFERENCES.get((engine, case.name), {}))
+
+
 def play(stack: Stack, case: Case) -> Outcome:
     """Runs a case to its end."""
     control = stack.laptop.control
     control.clock(0, timeouts=1.0)
     control.trouble()
-    wish = stack.wish(retrain=case.retrain)
+    wish = new_wish(retrain=case.retrain)
     for _ in range(case.earlier):
-        before = stack.wish(user_id=wish.user_id, retrain=True)
-        assert stack.onboard(before)["status"] == "SUCCEEDED"
-    stack.put_request(wish)
-    if case.behave:
-        key = f"{keys.uploads_prefix(wish.user_id, wish.request_id)}behave"
-        stack.laptop.s3.put_object(
-            Bucket=stack.outputs["BucketName"], Key=key, Body=case.behave.encode()
-        )
+        before = new_wish(user_id=wish.user_id, retrain=True)
+        put(stack, before)
+        assert stack.laptop.finish(stack.start(before))["status"] == "SUCCEEDED"
+    put(stack, wish, case.behave)
     if case.prepare is not None:
         case.prepare(stack, wish)
     control.trouble(**case.trouble)
@@ -151,6 +148,23 @@ def play(stack: Stack, case: Case) -> Outcome:
         tries=stack.failed_tries(execution),
         heard=stack.notifications(wish) if case.told else [],
     )
+
+
+def new_wish(**changes: Any) -> OnboardingInput:
+    """The input of an onboarding, of a new user if no other is named."""
+    unique = uuid.uuid4().hex[:12]
+    values = {"request_id": f"r{unique}", "user_id": f"user-{unique}", **changes}
+    return OnboardingInput.model_validate(values)
+
+
+def put(stack: Stack, wish: OnboardingInput, behave: str = "") -> None:
+    """Writes the request's row, its config and its photos, and says how its training behaves."""
+    stack.put_request(wish)
+    files = {f"{keys.config_prefix(wish.request_id)}{keys.CONFIG_FILE}": "{}"}
+    if behave:
+        files[f"{keys.uploads_prefix(wish.user_id, wish.request_id)}behave"] = behave
+    for key, body in files.items():
+        stack.laptop.s3.put_object(Bucket=stack.outputs["BucketName"], Key=key, Body=body.encode())
 
 
 def check(case: Case, outcome: Outcome) -> None:
@@ -293,13 +307,22 @@ CASES: Final = (
         told="failed",
     ),
     Case(
-        "the quota is full for ever",
-        trouble={"quota_full": True},
-        path=(*BEGINNING, "DidJobFail", *FAILED),
-        error="QUOTA_EXCEEDED",
-        jobs=0,
-        tries=(QUOTA,) * (1 + retries.QUOTA.attempts),
-        told="failed",
+        "the quota is full for a while",
+        trouble={
+            "faults": [
+                Fault(
+                    "sagemaker:CreateTrainingJob",
+                    code="ResourceLimitExceeded",
+                    message="The account-level service limit is 0 Instances.",
+                    times=2 * (1 + retries.QUOTA.attempts),
+                )
+            ]
+        },
+        path=(*BEGINNING, *NEXT_WAIT, *NEXT_WAIT, *ENDING),
+        tries=(QUOTA,) * 2 * (1 + retries.QUOTA.attempts),
+        record={"attempt": 1},
+        model=LIVE,
+        told="ready",
     ),
     Case(
         "no capacity once",
@@ -344,7 +367,7 @@ CASES: Final = (
     Case(
         "the job never ends",
         behave="hang",
-        timeouts=0.0001,
+        timeouts=0.00002,
         path=(*BEGINNING, "DidJobFail", *FAILED),
         error="DEADLINE_EXCEEDED",
         told="failed",
@@ -432,3 +455,13 @@ CASES: Final = (
         for state, operation, matching in LOST_WRITES
     ),
 )
+
+# -- Where an engine is known to differ -----------------------------------------------------------
+
+# moto refuses a Fail state's Error that begins with "States."; what AWS does is not documented.
+_NO_STATES_ERROR: Final = {"error": "States.Runtime"}
+
+DIFFERENCES: Final[Mapping[tuple[str, str], dict[str, Any]]] = {
+    ("moto", "somebody takes the request while it trains"): _NO_STATES_ERROR,
+    ("moto", "the failure cannot be recorded"): _NO_STATES_ERROR,
+}

@@ -7,7 +7,8 @@ The rule on executions that end is told by hand here, because moto has no events
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from types import SimpleNamespace
@@ -58,10 +59,6 @@ VALUES: Final = {
     "ModelsTableName": MODELS,
     "RequestsTableName": REQUESTS,
     "TopicArn": TOPIC,
-    "SmokeTestArn": f"arn:aws:lambda:{_ACCOUNT}:function:smoke_test",
-    "RecordFailureArn": f"arn:aws:lambda:{_ACCOUNT}:function:record_failure",
-    "PackTasksArn": f"arn:aws:lambda:{_ACCOUNT}:function:pack_tasks",
-    "CollectResultsArn": f"arn:aws:lambda:{_ACCOUNT}:function:collect_results",
     "TrainingRoleArn": "arn:aws:iam::123456789012:role/limner-training",
     "TrainingImage": "limner/training:test",
     "TrainingInstanceType": "ml.g5.xlarge",
@@ -72,7 +69,15 @@ VALUES: Final = {
 
 def definition(name: str) -> str:
     """A published machine with the names of this stack filled in."""
-    return asl.load(name, {wanted: VALUES[wanted] for wanted in asl.placeholders(name)})
+    return asl.load(name, {wanted: _value(wanted) for wanted in asl.placeholders(name)})
+
+
+def _value(placeholder: str) -> str:
+    if placeholder in VALUES:
+        return VALUES[placeholder]
+    # What is left are our functions: SmokeTestArn is of lambdas/smoke_test.
+    words = re.findall("[A-Z][a-z]*", placeholder.removesuffix("Arn"))
+    return f"arn:aws:lambda:{_ACCOUNT}:function:{'_'.join(words).lower()}"
 
 
 class MotoControl:
@@ -95,9 +100,7 @@ class MotoControl:
         if throttle_next:
             times = None if throttle_next == FOREVER else int(throttle_next)
             code, message = "ThrottlingException", "Rate exceeded"
-            throttles = (
-                Fault(CREATE_TRAINING_JOB, times=times, code=code, message=message),
-            )
+            throttles = (Fault(CREATE_TRAINING_JOB, times=times, code=code, message=message),)
         plan = Plan(
             instance_quota=0 if quota_full else instance_quota,
             capacity_failures=capacity_failures,
@@ -150,21 +153,18 @@ class MotoStack(Stack):
 
 
 @contextmanager
-def moto_stack(machines: dict[str, str] | None = None) -> Iterator[MotoStack]:
+def moto_stack(machines: Mapping[str, str] | None = None) -> Iterator[MotoStack]:
     """A fresh stack, which lasts as long as the block.
 
     Args:
-        machines: Definitions by name, if others than the published ones are to run.
+        machines: Definitions by name; the published ``onboard`` where absent.
     """
-    definitions = machines or {
-        path.name.partition(".")[0]: definition(path.name.partition(".")[0])
-        for path in sorted(asl.FOLDER.glob("*.asl.json"))
-    }
+    definitions = machines or {"onboard": definition("onboard")}
     surroundings = {"AWS_DEFAULT_REGION": REGION, **dict.fromkeys(_CREDENTIALS, "test")}
     with patch.dict(os.environ, surroundings):
         for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE"):
             os.environ.pop(name, None)
-        with mock_aws(config={"stepfunctions": {"execute_state_machine": True}}):
+        with mock_aws(config=_MOTO), _clients_for_ever():
             ended: set[str] = set()
             world = _world(ended)
             with installed(world):
@@ -174,6 +174,33 @@ def moto_stack(machines: dict[str, str] | None = None) -> Iterator[MotoStack]:
 
 
 _CREDENTIALS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+_MOTO: Any = {
+    "core": {"reset_boto3_session": False},
+    "stepfunctions": {"execute_state_machine": True},
+}
+_SESSION: Final = boto3.session.Session(region_name=REGION)
+_CLIENTS: Final[dict[tuple[str, ...], Any]] = {}
+
+
+@contextmanager
+def _clients_for_ever() -> Iterator[None]:
+    """Makes each kind of client once a process: a tenth of a second each time is half of a test."""
+
+    def kept(make: Callable[..., Any]) -> Callable[..., Any]:
+        def client(service_name: str, **options: Any) -> Any:
+            config = getattr(options.get("config"), "_user_provided_options", {})
+            key = (make.__name__, service_name, str(sorted(config.items())))
+            if key not in _CLIENTS:
+                _CLIENTS[key] = make(service_name, **{"region_name": REGION, **options})
+            return _CLIENTS[key]
+
+        return client
+
+    with (
+        patch.object(boto3, "client", kept(_SESSION.client)),
+        patch.object(boto3, "resource", kept(_SESSION.resource)),
+    ):
+        yield
 
 
 def _world(ended: set[str]) -> World:
@@ -220,7 +247,7 @@ def _world(ended: set[str]) -> World:
     )
 
 
-def _deploy(definitions: dict[str, str]) -> tuple[dict[str, str], str]:
+def _deploy(definitions: Mapping[str, str]) -> tuple[dict[str, str], str]:
     boto3.client("s3").create_bucket(Bucket=BUCKET)
     _create_table(MODELS, ("user_id", "model_row"))
     _create_table(REQUESTS, ("request_id",), {"open": "updated_at", "queue": "queued_at"})
@@ -250,9 +277,7 @@ def _deploy(definitions: dict[str, str]) -> tuple[dict[str, str], str]:
 _OUTPUTS: Final = {"onboard": "OnboardMachineArn", "onboard_batch": "OnboardBatchMachineArn"}
 
 
-def _create_table(
-    table: str, key: tuple[str, ...], indexes: dict[str, str] | None = None
-) -> None:
+def _create_table(table: str, key: tuple[str, ...], indexes: dict[str, str] | None = None) -> None:
     def schema(names: tuple[str, ...]) -> list[dict[str, str]]:
         kinds = ("HASH", "RANGE")
         return [

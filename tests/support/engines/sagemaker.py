@@ -8,8 +8,10 @@ A job's behaviour is the text of a file ``behave`` among its photos, as in ``tes
 ``hang``   is at work until somebody stops it
 
 Jobs of a batch (channel ``tasks``) do this for each line of ``tasks.jsonl``, whose photos lie in
-a folder of their own, and leave artifact and result below their checkpoints; there a task that
-hangs is one that was not finished when its job failed.
+a folder of their own, and leave artifact and result below their checkpoints. There, also:
+
+``vanish`` leaves no result; the job goes on
+``die``    leaves no result, and the job fails there and then
 """
 
 from __future__ import annotations
@@ -176,19 +178,16 @@ class Training:
         places = json.loads(self._objects.read(manifest) or b"[{}]")
         photos = places[0].get("prefix", "")
         out = job["CheckpointConfig"]["S3Uri"].rstrip("/")
-        unfinished = False
         for line in listed.decode().splitlines():
             task = json.loads(line)
             behaviour = self._behaviour(photos + task["photos"])
-            if behaviour == "hang":
-                unfinished = True
-                continue
-            self._finish_task(f"{out}/{task['request_id']}", task["request_id"], behaviour)
-        if unfinished:
-            self._end(job, "Failed", "InternalServerError: We encountered an internal error.")
-        else:
-            self._save_artifact(job)
-            self._end(job, "Completed", "")
+            if behaviour == "die":
+                self._end(job, "Failed", "AlgorithmError: , exit code: 3")
+                return
+            if behaviour != "vanish":
+                self._finish_task(f"{out}/{task['request_id']}", task["request_id"], behaviour)
+        self._save_artifact(job)
+        self._end(job, "Completed", "")
 
     def _finish_task(self, folder: str, request_id: str, behaviour: str) -> None:
         code, _, message = FAILURE.partition(": ")

@@ -94,9 +94,7 @@ def installed(world: World) -> Iterator[None]:
         replace(retrier_decl.RetrierDecl, "_eval_body", _recorded_retry(clock))
         replace(wait_function.WaitFunction, "_wait_interval", _recorded_wait(world))
         replace(timeout.Timeout, "_eval_body", _scaled_timeout(world))
-        replace(
-            execution.BaseExecutionWorkerCommunication, "terminated", _announced_end(world)
-        )
+        replace(execution.BaseExecutionWorkerCommunication, "terminated", _announced_end(world))
         yield
 
 
@@ -112,7 +110,11 @@ class CreateTrainingJob(state_task_service_callback.StateTaskServiceCallback):
         return set()
 
     def _eval_service_task(
-        self, env: Any, resource_runtime_part: Any, normalised_parameters: Any, state_credentials: Any
+        self,
+        env: Any,
+        resource_runtime_part: Any,
+        normalised_parameters: Any,
+        state_credentials: Any,
     ) -> None:
         client = boto_client_for(service="sagemaker", region=resource_runtime_part.region)
         answer = client.create_training_job(**normalised_parameters)
@@ -120,7 +122,11 @@ class CreateTrainingJob(state_task_service_callback.StateTaskServiceCallback):
         env.stack.append(answer)
 
     def _build_sync_resolver(
-        self, env: Any, resource_runtime_part: Any, normalised_parameters: Any, state_credentials: Any
+        self,
+        env: Any,
+        resource_runtime_part: Any,
+        normalised_parameters: Any,
+        state_credentials: Any,
     ) -> Callable[[], Any]:
         env.stack.pop()
         client = boto_client_for(service="sagemaker", region=resource_runtime_part.region)
