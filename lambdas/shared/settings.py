@@ -163,6 +163,30 @@ class ReconcileSettings:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class RegisterSettings:
+    """Settings of ``register``.
+
+    Attributes:
+        bucket: Name of the bucket of photos and configs.
+        requests_table: Name of the table of requests.
+        bus_name: Name of the event bus.
+    """
+
+    bucket: str
+    requests_table: str
+    bus_name: str
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> RegisterSettings:
+        """Reads BUCKET, REQUESTS_TABLE and BUS_NAME."""
+        return cls(
+            _required(environ, "BUCKET"),
+            _required(environ, "REQUESTS_TABLE"),
+            _required(environ, "BUS_NAME"),
+        )
+
+
 def _positive(environ: Mapping[str, str], name: str) -> float:
     written = _required(environ, name)
     try:
