@@ -6,16 +6,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from aws_cdk import Duration, RemovalPolicy
+from aws_cdk import Duration
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
-from aws_cdk import aws_logs as logs
 from constructs import Construct
 
-from infra.settings import StageSettings
+from infra.access import Doors, Objects
+from infra.telemetry import Telemetry
 
 # The code runs on Python 3.11 and later.
-RUNTIME: Final = lambda_.Runtime.PYTHON_3_13
+RUNTIME: Final = lambda_.Runtime.PYTHON_3_14
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,14 @@ class Functions:
     """Makes functions that share their code, and nothing else.
 
     Attributes:
-        settings: The stage.
         code: ``lambdas/`` and what it may import.
+        telemetry: Where they log.
+        doors: How they come to objects.
     """
 
-    settings: StageSettings
     code: lambda_.Code
+    telemetry: Telemetry
+    doors: Doors
 
     def make(
         self,
@@ -40,6 +42,7 @@ class Functions:
         timeout_s: int,
         environment: Mapping[str, str],
         statements: Iterable[iam.PolicyStatement] = (),
+        objects: Objects | None = None,
     ) -> lambda_.Function:
         """A function with a role and a log group of its own.
 
@@ -50,22 +53,24 @@ class Functions:
             description: One sentence, for the console.
             timeout_s: Seconds until Lambda ends it.
             environment: Its settings.
-            statements: All that it may do beyond writing its log.
+            statements: All that it may do beyond writing its log, but for the bucket.
+            objects: What it may do with the bucket; nothing if absent.
         """
-        log_group = logs.LogGroup(
-            scope,
-            f"{construct_id}Log",
-            retention=logs.RetentionDays.ONE_MONTH,
-            removal_policy=RemovalPolicy.DESTROY,
-        )
+        log_group = self.telemetry.log_group(scope, f"{construct_id}Log")
         role = iam.Role(
-            scope,
-            f"{construct_id}Role",
-            assumed_by=iam.ServicePrincipal("lambda.amazonaws.com"),
+            scope, f"{construct_id}Role", assumed_by=iam.ServicePrincipal("lambda.amazonaws.com")
         )
-        log_group.grant_write(role)
-        local = self.settings.is_local
-        function = lambda_.Function(
+        role.add_to_policy(
+            iam.PolicyStatement(
+                actions=["logs:CreateLogStream", "logs:PutLogEvents"],
+                resources=[log_group.log_group_arn],
+            )
+        )
+        for statement in statements:
+            role.add_to_policy(statement)
+        if objects:
+            self.doors.open(role, construct_id, objects)
+        return lambda_.Function(
             scope,
             construct_id,
             description=description,
@@ -78,8 +83,4 @@ class Functions:
             timeout=Duration.seconds(timeout_s),
             memory_size=512,
             environment=dict(environment),
-            tracing=lambda_.Tracing.DISABLED if local else lambda_.Tracing.ACTIVE,
         )
-        for statement in statements:
-            function.add_to_role_policy(statement)
-        return function

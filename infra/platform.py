@@ -4,47 +4,64 @@ from __future__ import annotations
 
 from aws_cdk import Aws
 from aws_cdk import aws_iam as iam
+from constructs import Construct
+
+from infra.settings import StageSettings
 
 
-def statements(log_group: str, image_repositories: str) -> list[iam.PolicyStatement]:
-    """The part of an execution role that is not about our data.
+class Platform(Construct):
+    """The part of SageMaker's execution roles that is not about our data, as one policy.
 
-    From "SageMaker AI roles" in the SageMaker developer guide, narrowed to one log group, one
-    family of repositories and SageMaker's own metrics.
+    From "SageMaker AI roles" in the SageMaker developer guide, narrowed to SageMaker's log groups,
+    our repositories and SageMaker's own metrics.
 
-    Args:
-        log_group: Name of the log group, perhaps with a wildcard at its end.
-        image_repositories: Names of ECR repositories, perhaps with a wildcard at its end.
+    Attributes:
+        policy: The policy.
     """
-    here = f"{Aws.REGION}:{Aws.ACCOUNT_ID}"
-    group = f"arn:{Aws.PARTITION}:logs:{here}:log-group:{log_group}"
-    return [
-        iam.PolicyStatement(
-            actions=[
-                "logs:CreateLogGroup",
-                "logs:CreateLogStream",
-                "logs:DescribeLogStreams",
-                "logs:PutLogEvents",
+
+    def __init__(self, scope: Construct, construct_id: str, settings: StageSettings) -> None:
+        super().__init__(scope, construct_id)
+        here = f"{Aws.REGION}:{Aws.ACCOUNT_ID}"
+        self.policy = iam.ManagedPolicy(
+            self,
+            "Policy",
+            description="Images, logs and metrics of SageMaker's machines; no data.",
+            statements=[
+                # SageMaker names groups and streams after jobs and endpoints.
+                iam.PolicyStatement(
+                    actions=[
+                        "logs:CreateLogGroup",
+                        "logs:CreateLogStream",
+                        "logs:DescribeLogStreams",
+                        "logs:PutLogEvents",
+                    ],
+                    resources=[f"arn:{Aws.PARTITION}:logs:{here}:log-group:/aws/sagemaker/*"],
+                ),
+                # Neither of the two knows a resource; the metrics are bound to SageMaker's names.
+                iam.PolicyStatement(
+                    actions=["cloudwatch:PutMetricData"],
+                    resources=["*"],
+                    conditions={
+                        "StringLike": {
+                            "cloudwatch:namespace": [
+                                "/aws/sagemaker/*",
+                                "aws/sagemaker/*",
+                                "AWS/SageMaker",
+                            ]
+                        }
+                    },
+                ),
+                iam.PolicyStatement(actions=["ecr:GetAuthorizationToken"], resources=["*"]),
+                iam.PolicyStatement(
+                    actions=[
+                        "ecr:BatchCheckLayerAvailability",
+                        "ecr:BatchGetImage",
+                        "ecr:GetDownloadUrlForLayer",
+                    ],
+                    resources=[
+                        f"arn:{Aws.PARTITION}:ecr:{here}:repository/{name}"
+                        for name in settings.image_repositories
+                    ],
+                ),
             ],
-            resources=[group, f"{group}:log-stream:*"],
-        ),
-        # Neither action knows a resource; the metrics are bound to SageMaker's names.
-        iam.PolicyStatement(
-            actions=["cloudwatch:PutMetricData"],
-            resources=["*"],
-            conditions={
-                "StringLike": {
-                    "cloudwatch:namespace": ["/aws/sagemaker/*", "aws/sagemaker/*", "AWS/SageMaker"]
-                }
-            },
-        ),
-        iam.PolicyStatement(actions=["ecr:GetAuthorizationToken"], resources=["*"]),
-        iam.PolicyStatement(
-            actions=[
-                "ecr:BatchCheckLayerAvailability",
-                "ecr:BatchGetImage",
-                "ecr:GetDownloadUrlForLayer",
-            ],
-            resources=[f"arn:{Aws.PARTITION}:ecr:{here}:repository/{image_repositories}"],
-        ),
-    ]
+        )

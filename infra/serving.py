@@ -1,46 +1,64 @@
-"""The multi-model endpoint: one base, everyone's adapters."""
+"""The multi-model endpoint: one base, everyone's adapters. A construct for any CDK app."""
 
 from __future__ import annotations
 
+from typing import Final
+
+from aws_cdk import aws_applicationautoscaling as autoscaling
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_s3 as s3
 from aws_cdk import aws_sagemaker as sagemaker
 from constructs import Construct
 
-from infra import platform
+from infra.access import Doors, Objects
 from infra.parts import EndpointRef
+from infra.platform import Platform
 from infra.settings import StageSettings
 from limner.contracts import keys
 
-VARIANT = "AllTraffic"
+VARIANT: Final = "AllTraffic"
+# A machine is worth its start for several minutes; taking one away forgets its warm models.
+_OUT_AGAIN_S: Final = 120
+_IN_AGAIN_S: Final = 900
 
 
-class Serving(Construct):
-    """Model, endpoint configuration and endpoint, and the role that reads ``models/``."""
+class PersonalModelEndpoint(Construct):
+    """Model, endpoint configuration, endpoint, autoscaling, and the role that reads ``models/``.
+
+    Attributes:
+        endpoint: What others need to know of it.
+    """
 
     def __init__(
         self,
         scope: Construct,
         construct_id: str,
         settings: StageSettings,
+        *,
         bucket: s3.IBucket,
         image: str,
+        platform: Platform | None = None,
     ) -> None:
+        """Makes the endpoint.
+
+        Args:
+            scope: The construct that owns it.
+            construct_id: Its id there.
+            settings: The stage.
+            bucket: The bucket with the prefix ``models/``.
+            image: The endpoint's container image.
+            platform: The rights of SageMaker's machines, if the stack has them already.
+        """
         super().__init__(scope, construct_id)
-        role = iam.Role(self, "Role", assumed_by=iam.ServicePrincipal("sagemaker.amazonaws.com"))
-        for statement in (
-            iam.PolicyStatement(
-                actions=["s3:ListBucket"],
-                resources=[bucket.bucket_arn],
-                conditions={"StringLike": {"s3:prefix": [f"{keys.MODELS}/*"]}},
-            ),
-            iam.PolicyStatement(
-                actions=["s3:GetObject"],
-                resources=[bucket.arn_for_objects(f"{keys.MODELS}/*")],
-            ),
-            *platform.statements("/aws/sagemaker/Endpoints/*", settings.image_repositories),
-        ):
-            role.add_to_policy(statement)
+        platform = platform or Platform(self, "Platform", settings)
+        doors = Doors(self, bucket)
+        role = iam.Role(
+            self,
+            "Role",
+            assumed_by=iam.ServicePrincipal("sagemaker.amazonaws.com"),
+            managed_policies=[platform.policy],
+        )
+        doors.open(role, "Serving", Objects(reads=(keys.MODELS,)))
         model = sagemaker.CfnModel(
             self,
             "Model",
@@ -56,7 +74,7 @@ class Serving(Construct):
             ),
         )
         # The role's rights must exist before SageMaker looks at the prefix.
-        model.node.add_dependency(role)
+        model.node.add_dependency(role, *doors.opened)
         config = sagemaker.CfnEndpointConfig(
             self,
             "Config",
@@ -71,6 +89,47 @@ class Serving(Construct):
             ],
         )
         endpoint = sagemaker.CfnEndpoint(
-            self, "Endpoint", endpoint_config_name=config.attr_endpoint_config_name
+            self,
+            "Endpoint",
+            endpoint_config_name=config.attr_endpoint_config_name,
+            # An update must not take back the machines that autoscaling has added.
+            retain_all_variant_properties=True,
         )
         self.endpoint = EndpointRef(endpoint.attr_endpoint_name)
+        if settings.endpoint_max_instances > settings.endpoint_instances:
+            self._scale(settings)
+
+    def _scale(self, settings: StageSettings) -> None:
+        """More machines for more invocations; the metric that AWS recommends for these endpoints.
+
+        No role is named: Application Auto Scaling has a service-linked one for endpoints.
+        """
+        target = autoscaling.CfnScalableTarget(
+            self,
+            "Machines",
+            service_namespace="sagemaker",
+            scalable_dimension="sagemaker:variant:DesiredInstanceCount",
+            resource_id=f"endpoint/{self.endpoint.name}/variant/{VARIANT}",
+            min_capacity=settings.endpoint_instances,
+            max_capacity=settings.endpoint_max_instances,
+        )
+        configuration = autoscaling.CfnScalingPolicy
+        configuration(
+            self,
+            "Invocations",
+            policy_name="invocations-per-instance",
+            policy_type="TargetTrackingScaling",
+            scaling_target_id=target.ref,
+            target_tracking_scaling_policy_configuration=(
+                configuration.TargetTrackingScalingPolicyConfigurationProperty(
+                    target_value=settings.endpoint_invocations_per_instance,
+                    scale_out_cooldown=_OUT_AGAIN_S,
+                    scale_in_cooldown=_IN_AGAIN_S,
+                    predefined_metric_specification=(
+                        configuration.PredefinedMetricSpecificationProperty(
+                            predefined_metric_type="SageMakerVariantInvocationsPerInstance"
+                        )
+                    ),
+                )
+            ),
+        )

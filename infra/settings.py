@@ -1,57 +1,196 @@
-"""The settings of one stage; the only place where infra reads the environment."""
+"""The settings of one stage; the only place where infra reads the environment.
+
+Every setting is an environment variable ``LIMNER_<NAME>``, lists separated by commas. What AWS
+would refuse at deployment, or worse at the first job, is refused here, with the fix in the message.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from pathlib import Path
+from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from limner.contracts import keys
 from limner.contracts.base import TINY_BASE_ID
+from limner.contracts.onboarding import MAX_BATCH
 
 LOCAL: Final = "local"
+# Dated; edit it or put a newer one in its place.
+PRICES: Final = Path(__file__).parent.parent / "limner" / "prices.json"
+
+
+def _listed(value: object) -> object:
+    """Text from the environment as a list: ``a,b``."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
 
 Stage = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]{1,11}$")]
 InstanceType = Annotated[str, StringConstraints(pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9]+$")]
+Repository = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+([._/-][a-z0-9]+)*$")]
+Origin = Annotated[str, StringConstraints(pattern=r"^https?://[A-Za-z0-9.-]+(:\d+)?$")]
+InstanceTypes = Annotated[
+    tuple[InstanceType, ...], NoDecode, BeforeValidator(_listed), Field(min_length=1, max_length=10)
+]
+Repositories = Annotated[tuple[Repository, ...], NoDecode, BeforeValidator(_listed)]
+Origins = Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_listed)]
 
 
 class StageSettings(BaseSettings):
-    """What differs from stage to stage; from the environment, ``LIMNER_<NAME>``.
+    """What differs from stage to stage.
 
     Attributes:
         stage: Name of the stage; part of the stack's name. ``local`` is the laptop.
+        kms: Whether a key of our own, rotated each year, encrypts bucket, tables, topics, queues
+            and logs; else AWS's keys do. Never on the laptop.
         base_id: The frozen base under all adapters.
         training_image: The training program's image; a stack parameter without default if empty.
         inference_image: The endpoint's image, likewise.
-        training_instance_type: The machine a training job runs on.
+        image_repositories: The ECR repositories of the two images, by exact name; where the right
+            to pull ends.
+        training_instance_types: The machines that a training job may run on, one entry a try: a
+            job that AWS has no machine for is tried again on the next one.
+        training_volume_gb: Size of the volume of a training machine.
+        training_call: ``sync`` lets Step Functions wait for a job; ``sdk`` calls SageMaker's API
+            and looks at the job (``docs/decisions``, "Fields of .sync").
+        warm_pool_s: Seconds that a training machine is kept for the next job (SageMaker's
+            KeepAlivePeriodInSeconds); it costs as much as a working one. 0 for no warm pool. The
+            quota of warm pools is 0 until AWS raises it.
+        spot: Whether training runs on spot machines; not together with a warm pool.
+        max_wait_s: Seconds that a spot job may take, interruptions included.
         endpoint_instance_type: The machine the endpoint runs on. One without a GPU: on a GPU, a
             multi-model endpoint takes NVIDIA Triton alone for a container (SageMaker developer
             guide, "Supported algorithms, frameworks, and instances"), and ours is no Triton yet.
-        endpoint_instances: Number of machines behind the endpoint.
-        image_repositories: Names of the ECR repositories that the images come from; where the
-            right to pull ends.
-        photo_days: Days until photos and first images are deleted.
-        job_days: Days until a job's own archive is deleted; its published copy stays.
+        endpoint_instances: Number of machines behind the endpoint at least.
+        endpoint_max_instances: At most; more than ``endpoint_instances`` turns autoscaling on.
+        endpoint_invocations_per_instance: Invocations a minute and machine that autoscaling aims
+            at.
+        batch_from: Queued requests from which ``dispatch`` starts batches instead of single jobs.
+        batch_size: Requests of one batch at most.
+        batch_instances: Machines of one batch job at most.
+        batch_target_s: Seconds of training that a batch job is packed for.
+        max_instances: Training machines that may work at once; the concurrency budget.
+        launches_per_second: Training jobs started a second in the long run.
+        burst: Training jobs that may be started at once after a pause.
+        daily_launches: Training jobs a day at most; the bound on what a bug can spend.
+        user_active: Requests of one user that may be at work at once.
+        lease_s: Seconds that a dispatcher may keep a request before another one takes it.
+        dispatch_minutes: Minutes between two visits of ``dispatch`` to the queue. The requests
+            table's stream wakes it at once; this is for what the stream lost.
+        reconcile_minutes: Minutes between two comparisons of records with executions.
+        grace_s: Seconds that a row may stand still before ``reconcile`` looks at it.
+        photo_days: Days until photos, configs and first images are deleted.
+        job_days: Days until the archives of jobs and batches are deleted; published copies stay.
+        cors_origins: Web origins whose pages may upload photos right from the browser.
+        alarm_email: Who is told of alarms and of the budget; nobody by mail if empty.
+        alarm_topic_arn: An SNS topic of yours for alarms, instead of a new one.
+        alarm_failures_per_hour: Failed onboardings an hour from which an alarm rings.
+        alarm_queue_minutes: Age of the oldest queued request from which an alarm rings.
+        alarm_onboard_minutes: p95 of an onboarding's duration from which an alarm rings.
+        alarm_cache_hit_ratio: Ratio of invocations that found their model in memory below which
+            an alarm rings.
+        alarm_launch_share: Share of ``daily_launches`` from which an alarm rings.
+        monthly_budget_usd: Monthly cost of SageMaker in this account from which AWS Budgets sends
+            a mail to ``alarm_email``; 0 for no budget.
     """
 
     model_config = SettingsConfigDict(env_prefix="LIMNER_", frozen=True, extra="ignore")
 
     stage: Stage = LOCAL
+    kms: bool = True
     base_id: Annotated[str, AfterValidator(keys.check_base_id)] = TINY_BASE_ID
+
     training_image: str = ""
     inference_image: str = ""
-    training_instance_type: InstanceType = "ml.g5.xlarge"
+    image_repositories: Repositories = ("limner/training", "limner/inference")
+
+    training_instance_types: InstanceTypes = ("ml.g5.xlarge", "ml.g5.2xlarge", "ml.g4dn.xlarge")
+    training_volume_gb: int = Field(default=50, ge=1, le=16_384)
+    training_call: Literal["sync", "sdk"] = "sync"
+    # The API takes six hours, the developer guide speaks of one.
+    warm_pool_s: int = Field(default=0, ge=0, le=21_600)
+    spot: bool = False
+    max_wait_s: int = Field(default=24 * 3600, ge=3600, le=28 * 24 * 3600)
+
     endpoint_instance_type: InstanceType = "ml.m5.xlarge"
     endpoint_instances: int = Field(default=1, ge=1, le=100)
-    image_repositories: str = "limner/*"
+    endpoint_max_instances: int = Field(default=4, ge=1, le=100)
+    endpoint_invocations_per_instance: int = Field(default=60, ge=1)
+
+    batch_from: int = Field(default=8, ge=2)
+    batch_size: int = Field(default=32, ge=2, le=MAX_BATCH)
+    batch_instances: int = Field(default=4, ge=1, le=20)
+    batch_target_s: int = Field(default=3600, ge=60)
+    max_instances: int = Field(default=8, ge=1)
+    launches_per_second: float = Field(default=1.0, gt=0)
+    burst: int = Field(default=5, ge=1)
+    daily_launches: int = Field(default=500, ge=1)
+    user_active: int = Field(default=1, ge=1)
+    lease_s: int = Field(default=120, ge=10, le=3600)
+    dispatch_minutes: int = Field(default=1, ge=1, le=60)
+    reconcile_minutes: int = Field(default=5, ge=1, le=60)
+    grace_s: int = Field(default=900, ge=60)
+
     photo_days: int = Field(default=30, ge=1, le=3_650)
     job_days: int = Field(default=14, ge=1, le=3_650)
+    cors_origins: Origins = ()
+
+    alarm_email: str = Field(default="", pattern=r"^([^@\s]+@[^@\s]+)?$")
+    alarm_topic_arn: str = Field(default="", pattern=r"^(arn:[a-z-]+:sns:[a-z0-9-]+:\d{12}:\S+)?$")
+    alarm_failures_per_hour: int = Field(default=5, ge=1)
+    alarm_queue_minutes: int = Field(default=30, ge=1)
+    alarm_onboard_minutes: int = Field(default=90, ge=1)
+    alarm_cache_hit_ratio: float = Field(default=0.5, gt=0, le=1)
+    alarm_launch_share: float = Field(default=0.8, gt=0, le=1)
+    monthly_budget_usd: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _refuse_what_aws_would_refuse(self) -> StageSettings:
+        if self.spot and self.warm_pool_s:
+            raise ValueError(
+                "SageMaker keeps no warm pool of spot machines: set LIMNER_WARM_POOL_S=0 to train"
+                " on spot machines, or LIMNER_SPOT=false to keep machines warm"
+            )
+        if self.endpoint_max_instances < self.endpoint_instances:
+            raise ValueError(
+                "the endpoint cannot have fewer machines at most than at least: set"
+                f" LIMNER_ENDPOINT_MAX_INSTANCES to {self.endpoint_instances} or more"
+            )
+        if self.batch_instances > self.max_instances:
+            raise ValueError(
+                "a batch job larger than the concurrency budget would wait for ever: set"
+                f" LIMNER_BATCH_INSTANCES to {self.max_instances} or less,"
+                " or raise LIMNER_MAX_INSTANCES"
+            )
+        if self.batch_from > self.batch_size:
+            raise ValueError(
+                "batches would never be full when they begin: set LIMNER_BATCH_FROM to"
+                f" {self.batch_size} or less"
+            )
+        if self.burst > self.daily_launches:
+            raise ValueError(
+                "the burst exceeds the launches of a day: set LIMNER_BURST to"
+                f" {self.daily_launches} or less"
+            )
+        if self.monthly_budget_usd and not self.alarm_email:
+            raise ValueError(
+                "AWS Budgets writes to a mail address: set LIMNER_ALARM_EMAIL, or"
+                " LIMNER_MONTHLY_BUDGET_USD=0"
+            )
+        return self
 
     @property
     def is_local(self) -> bool:
-        """Whether this is the laptop: no assets, no logs, nothing that needs a bootstrap."""
+        """Whether this is the laptop: no assets, and nothing that needs a bootstrap."""
         return self.stage == LOCAL
+
+    @property
+    def has_key(self) -> bool:
+        """Whether the stage has a KMS key of its own."""
+        return self.kms and not self.is_local
 
     @property
     def stack_name(self) -> str:
@@ -60,16 +199,16 @@ class StageSettings(BaseSettings):
 
 
 def laptop() -> StageSettings:
-    """The settings of the committed template, whatever the environment says."""
-    return StageSettings(
-        stage=LOCAL,
-        base_id=TINY_BASE_ID,
-        training_image="limner/training:local",
-        inference_image="limner/inference:local",
-        training_instance_type="ml.m5.xlarge",
-        endpoint_instance_type="ml.m5.xlarge",
-        endpoint_instances=1,
-        image_repositories="limner/*",
-        photo_days=30,
-        job_days=14,
-    )
+    """The settings of the committed template, whatever the environment says.
+
+    What is not named here is the class's own default, which the environment must not change either.
+    """
+    ours: dict[str, object] = {
+        "stage": LOCAL,
+        "training_image": "limner/training:local",
+        "inference_image": "limner/inference:local",
+        "training_instance_types": ("ml.m5.xlarge", "ml.m5.2xlarge", "ml.c5.xlarge"),
+        "training_volume_gb": 5,
+    }
+    defaults = {name: field.default for name, field in StageSettings.model_fields.items()}
+    return StageSettings.model_validate({**defaults, **ours})

@@ -7,12 +7,13 @@ from constructs import Construct
 
 from infra import bundle
 from infra.data import Data
-from infra.functions import Functions
-from infra.parts import Store
-from infra.serving import Serving
+from infra.encryption import Encryption
+from infra.onboarding import OnboardingWorkflow
+from infra.platform import Platform
+from infra.serving import PersonalModelEndpoint
 from infra.settings import StageSettings
-from infra.training import Training
-from infra.workflow import TrainingImage, Workflow
+from infra.workflow import TrainingImage
+from workflows import onboard, onboard_batch
 
 
 class LimnerStack(Stack):
@@ -23,64 +24,84 @@ class LimnerStack(Stack):
             scope,
             settings.stack_name,
             description=f"Limner, stage {settings.stage}: a personal model for every user.",
+            termination_protection=not settings.is_local,
+            tags={} if settings.is_local else {"limner:stage": settings.stage},
             # Without assets there is nothing that a bootstrap would have to provide.
             synthesizer=DefaultStackSynthesizer(
                 generate_bootstrap_version_rule=not settings.is_local
             ),
         )
-        training_image = self._parameter(
-            "TrainingImage", "Image of the training program.", settings.training_image
+        training = TrainingImage(
+            self._parameter(
+                "TrainingImage", "Image of the training program.", settings.training_image
+            ),
+            self._parameter(
+                "TrainingInstanceTypes",
+                "The machines that a training job may run on, one a try, separated by commas.",
+                ",".join(settings.training_instance_types),
+            ),
         )
         inference_image = self._parameter(
             "InferenceImage", "Image of the endpoint's container.", settings.inference_image
         )
-        instance_type = self._parameter(
-            "TrainingInstanceType",
-            "The machine that a training job runs on.",
-            settings.training_instance_type,
-        )
         base_id = self._parameter("BaseId", "The frozen base under all adapters.", settings.base_id)
 
-        data = Data(self, "Data", settings)
-        training = Training(self, "Training", settings, data.bucket)
-        serving = Serving(self, "Serving", settings, data.bucket, inference_image)
-        workflow = Workflow(
+        key = Encryption(self, "Encryption").key if settings.has_key else None
+        data = Data(self, "Data", settings, key)
+        platform = Platform(self, "Platform", settings)
+        serving = PersonalModelEndpoint(
             self,
-            "Workflow",
+            "Serving",
             settings,
-            data=Store(data.bucket, data.models, data.requests),
-            training=training,
-            endpoint=serving.endpoint,
-            functions=Functions(
-                settings,
-                bundle.from_parameters(self) if settings.is_local else bundle.from_source(),
-            ),
-            training_image=TrainingImage(training_image, instance_type),
-            base_id=base_id,
+            bucket=data.bucket,
+            image=inference_image,
+            platform=platform,
         )
+        self.onboarding = OnboardingWorkflow(
+            self,
+            "Onboarding",
+            settings,
+            store=data.store,
+            endpoint=serving.endpoint,
+            training_image=training,
+            base_id=base_id,
+            code=bundle.from_parameters(self) if settings.is_local else bundle.from_source(),
+            platform=platform,
+            key=key,
+        )
+        workflow, triggers = self.onboarding.workflow, self.onboarding.triggers
         self.resources_of_machine = {
             "BucketName": data.bucket.bucket_name,
             "ModelsTableName": data.models.table_name,
             "RequestsTableName": data.requests.table_name,
             "TopicArn": workflow.topic.topic_arn,
-            "SmokeTestArn": workflow.smoke_test.function_arn,
-            "RecordFailureArn": workflow.record_failure.function_arn,
-            "TrainingRoleArn": training.jobs.role.role_arn,
-            "TrainingImage": training_image,
-            "TrainingInstanceType": instance_type,
+            "TrainingRoleArn": self.onboarding.training.jobs.role.role_arn,
+            "TrainingImage": training.image,
+            "TrainingInstanceTypes": training.instance_types,
             "BaseId": base_id,
+            **{name: function.function_arn for name, function in workflow.functions_by_arn.items()},
         }
-        """Each placeholder of the published machine, and what stands for it in this stack."""
-        self.machine = workflow.machine
+        """Each placeholder of the published machines, and what stands for it in this stack."""
+        self.machines = {
+            onboard.NAME: workflow.onboard.machine,
+            onboard_batch.NAME: workflow.batch.machine,
+        }
+        """The machines by the name that they are published under."""
         outputs = Construct(self, "Outputs")
         for name, value in {
             "BucketName": data.bucket.bucket_name,
             "ModelsTableName": data.models.table_name,
             "RequestsTableName": data.requests.table_name,
-            "OnboardMachineArn": workflow.machine.state_machine_arn,
+            "OnboardMachineArn": workflow.onboard.machine.state_machine_arn,
+            "OnboardBatchMachineArn": workflow.batch.machine.state_machine_arn,
             "EndpointName": serving.endpoint.name,
             "TopicArn": workflow.topic.topic_arn,
             "BaseId": base_id,
+            "BusName": triggers.bus.event_bus_name,
+            "RegisterFunctionName": triggers.register.function_name,
+            "DispatchFunctionName": triggers.dispatch.function_name,
+            "ReconcileFunctionName": triggers.reconcile.function_name,
+            "FailedEventsQueueUrl": triggers.dead_letters.queue_url,
         }.items():
             CfnOutput(outputs, name, value=value).override_logical_id(name)
 

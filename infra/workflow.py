@@ -1,7 +1,8 @@
-"""The two machines, their functions and their topic."""
+"""The machines ``onboard`` and ``onboard_batch``, the functions that they call, and the topic."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aws_cdk import aws_iam as iam
@@ -36,17 +37,12 @@ class TrainingImage:
 
 
 class Workflow(Construct):
-    """Everything between "onboard this user" and "the user's model serves".
+    """Everything that runs between "onboard this user" and "the user's model serves".
 
     Attributes:
-        topic: Where onboardings are announced.
-        machine: Onboards one user.
-        batch_machine: Onboards many users with one training job.
-        smoke_test: Makes the first inference on a new model.
-        record_failure: Ends a request that failed.
-        pack_tasks: Plans the job of a batch.
-        collect_results: Reads what came of it.
-        record_progress: Writes the status of all requests of a batch.
+        topic: Where the end of each onboarding is announced.
+        onboard: The machine for one request.
+        batch: The machine for many.
     """
 
     def __init__(
@@ -69,12 +65,12 @@ class Workflow(Construct):
         self._store = store
         self._functions = functions
         self.topic = sns.Topic(self, "Topic", enforce_ssl=True, master_key=key)
+
         self.smoke_test = self._smoke_test(endpoint, base_id)
         self.record_failure = self._record_failure()
         self.pack_tasks = self._pack_tasks()
         self.collect_results = self._collect_results()
         self.record_progress = self._record_progress()
-
         uses = onboard_batch.BatchUses(
             bucket=store.bucket,
             models=store.models,
@@ -89,50 +85,50 @@ class Workflow(Construct):
             training_image=training_image.image,
             training_instance_types=training_image.instance_types,
             base_id=base_id,
-            job=JobSettings(
-                keep_alive_s=settings.warm_pool_s,
-                spot=settings.spot,
-                max_wait_s=settings.max_wait_s,
-                volume_gb=settings.training_volume_gb,
-                call=settings.training_call,
-            ),
+            job=_job_settings(settings),
         )
-        self.machine = machines.make(
+        self.onboard = machines.make(
             self,
             "Onboard",
             "onboard",
             comment=onboard.COMMENT,
-            start=onboard.Onboard(self, "Steps", uses).start,
+            start=onboard.Onboard(self, "OnboardSteps", uses).start,
             timeout_s=retries.MACHINE_TIMEOUT_S,
-            statements=self._rights_of_machine(self.smoke_test, self.record_failure),
+            statements=self._rights(self.smoke_test, self.record_failure),
             objects=Objects(reads=(keys.JOBS,), writes=(keys.MODELS,)),
         )
-        self.batch_machine = machines.make(
+        self.batch = machines.make(
             self,
             "OnboardBatch",
             "onboard-batch",
             comment=onboard_batch.COMMENT,
             start=onboard_batch.OnboardBatch(self, "BatchSteps", uses).start,
             timeout_s=retries.MACHINE_TIMEOUT_S,
-            statements=self._rights_of_machine(
-                self.smoke_test,
-                self.record_failure,
-                self.pack_tasks,
-                self.collect_results,
-                self.record_progress,
-            ),
+            statements=self._rights(*self.functions_by_arn.values()),
             objects=Objects(reads=(keys.BATCHES,), writes=(keys.MODELS,)),
         )
 
-    def _rights_of_machine(self, *called: lambda_.IFunction) -> list[iam.PolicyStatement]:
+    @property
+    def functions_by_arn(self) -> Mapping[str, lambda_.Function]:
+        """The placeholder of each function in the published machines, and the function."""
+        return {
+            "SmokeTestArn": self.smoke_test,
+            "RecordFailureArn": self.record_failure,
+            "PackTasksArn": self.pack_tasks,
+            "CollectResultsArn": self.collect_results,
+            "RecordProgressArn": self.record_progress,
+        }
+
+    def _rights(self, *functions: lambda_.IFunction) -> list[iam.PolicyStatement]:
+        """What both machines do, but for jobs and objects; a transaction is made of updates."""
         return [
             rights.records(self._store.models, "GetItem", "UpdateItem"),
-            rights.records(self._store.requests, "UpdateItem"),
-            iam.PolicyStatement(actions=["sns:Publish"], resources=[self.topic.topic_arn]),
+            rights.records(self._store.requests, "GetItem", "UpdateItem"),
             iam.PolicyStatement(
                 actions=["lambda:InvokeFunction"],
-                resources=[function.function_arn for function in called],
+                resources=[function.function_arn for function in functions],
             ),
+            iam.PolicyStatement(actions=["sns:Publish"], resources=[self.topic.topic_arn]),
         ]
 
     def _smoke_test(self, endpoint: EndpointRef, base_id: str) -> lambda_.Function:
@@ -149,6 +145,7 @@ class Workflow(Construct):
         )
 
     def _record_failure(self) -> lambda_.Function:
+        store = self._store
         return self._functions.make(
             self,
             "RecordFailure",
@@ -156,13 +153,13 @@ class Workflow(Construct):
             "Ends a request whose execution has failed, and frees its model.",
             timeout_s=30,
             environment={
-                "MODELS_TABLE": self._store.models.table_name,
-                "REQUESTS_TABLE": self._store.requests.table_name,
+                "MODELS_TABLE": store.models.table_name,
+                "REQUESTS_TABLE": store.requests.table_name,
                 "TOPIC_ARN": self.topic.topic_arn,
             },
             statements=[
-                rights.records(self._store.requests, "GetItem", "UpdateItem"),
-                rights.records(self._store.models, "UpdateItem"),
+                rights.records(store.requests, "GetItem", "UpdateItem"),
+                rights.records(store.models, "UpdateItem"),
                 iam.PolicyStatement(actions=["sns:Publish"], resources=[self.topic.topic_arn]),
             ],
         )
@@ -172,14 +169,14 @@ class Workflow(Construct):
             self,
             "PackTasks",
             "pack_tasks",
-            "Writes what the job of a batch is to do, and shares it out among its machines.",
-            timeout_s=retries.PACK_TASKS_S,
+            "Writes what a batch job is to do, and shares it out among its machines.",
+            timeout_s=120,
             environment={
                 "BUCKET": self._store.bucket.bucket_name,
                 "BATCH_INSTANCES": str(self._settings.batch_instances),
                 "BATCH_TARGET_S": str(self._settings.batch_target_s),
             },
-            objects=Objects(reads=(keys.CONFIGS, keys.UPLOADS), writes=(keys.BATCHES,)),
+            objects=Objects(reads=(keys.UPLOADS, keys.CONFIGS), writes=(keys.BATCHES,)),
         )
 
     def _collect_results(self) -> lambda_.Function:
@@ -187,8 +184,8 @@ class Workflow(Construct):
             self,
             "CollectResults",
             "collect_results",
-            "Reads what came of each task of a batch.",
-            timeout_s=retries.COLLECT_RESULTS_S,
+            "Reads what came of each task of a batch job.",
+            timeout_s=120,
             environment={"BUCKET": self._store.bucket.bucket_name},
             objects=Objects(reads=(keys.BATCHES,)),
         )
@@ -199,7 +196,18 @@ class Workflow(Construct):
             "RecordProgress",
             "record_progress",
             "Writes the status of all requests of a batch.",
-            timeout_s=retries.RECORD_PROGRESS_S,
+            timeout_s=30,
             environment={"REQUESTS_TABLE": self._store.requests.table_name},
             statements=[rights.records(self._store.requests, "UpdateItem")],
         )
+
+
+def _job_settings(settings: StageSettings) -> JobSettings:
+    """How jobs are run; without a key for volumes, which machines with local NVMe refuse."""
+    return JobSettings(
+        keep_alive_s=settings.warm_pool_s,
+        spot=settings.spot,
+        max_wait_s=settings.max_wait_s,
+        volume_gb=settings.training_volume_gb,
+        call=settings.training_call,
+    )

@@ -1,0 +1,50 @@
+"""Statements about records, machines and jobs, each for exact resources where AWS knows any."""
+
+from __future__ import annotations
+
+from aws_cdk import Aws
+from aws_cdk import aws_dynamodb as dynamodb
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_stepfunctions as sfn
+
+
+def records(table: dynamodb.ITable, *actions: str) -> iam.PolicyStatement:
+    """Work with a table's items.
+
+    Args:
+        table: The table.
+        *actions: Names of DynamoDB's actions, such as ``GetItem``.
+    """
+    return iam.PolicyStatement(
+        actions=[f"dynamodb:{action}" for action in actions], resources=[table.table_arn]
+    )
+
+
+def query(table: dynamodb.ITable, *indexes: str) -> iam.PolicyStatement:
+    """Read some indexes of a table."""
+    return iam.PolicyStatement(
+        actions=["dynamodb:Query"],
+        resources=[f"{table.table_arn}/index/{index}" for index in indexes],
+    )
+
+
+def start(*machines: sfn.IStateMachine) -> iam.PolicyStatement:
+    """Start executions."""
+    return iam.PolicyStatement(
+        actions=["states:StartExecution"],
+        resources=[machine.state_machine_arn for machine in machines],
+    )
+
+
+def executions(prefix: str, *actions: str) -> iam.PolicyStatement:
+    """Look at executions, or end them; their names are not known beforehand.
+
+    Args:
+        prefix: What the names of the machines begin with.
+        *actions: Names of the actions of Step Functions.
+    """
+    here = f"{Aws.PARTITION}:states:{Aws.REGION}:{Aws.ACCOUNT_ID}"
+    return iam.PolicyStatement(
+        actions=[f"states:{action}" for action in actions],
+        resources=[f"arn:{here}:execution:{prefix}-*"],
+    )
