@@ -10,11 +10,11 @@ import threading
 from dataclasses import dataclass
 
 from ministack import app
-from ministack.core import lambda_runtime, router
-from ministack.services import eventbridge, lambda_svc, stepfunctions
+from ministack.core import lambda_runtime, responses, router
+from ministack.services import dynamodb, eventbridge, lambda_svc, s3, sqs, stepfunctions
 from ministack.services.cloudformation import provisioners
 
-from limner.local import inert, semantics
+from limner.local import inert, semantics, triggers, uploads
 from limner.local.backstage import TARGET_PREFIX, Backstage
 from limner.local.clock import Clock
 from limner.local.guard import Application, guarded
@@ -82,9 +82,13 @@ def assemble(settings: DaemonSettings) -> Assembled:
     )
     endpoints = Endpoints(settings, objects, images)
     api = SageMakerApi(jobs, endpoints, trouble)
-    backstage = Backstage(settings, clock, trouble, images, records)
 
     semantics.install(stepfunctions, lambda_runtime, lambda_svc, clock, trouble)
+    schedules = triggers.install(
+        eventbridge, lambda_svc, stepfunctions, sqs, dynamodb, responses, clock, trouble
+    )
+    uploads.install(s3)
+    backstage = Backstage(settings, clock, trouble, images, records, schedules)
     integration.install(stepfunctions, api, jobs)
     cloudformation.install(provisioners, endpoints)
     inert.install(provisioners)

@@ -17,6 +17,7 @@ from limner.local.images import Images
 from limner.local.sagemaker.api import HttpReply
 from limner.local.sagemaker.store import Store
 from limner.local.settings import DaemonSettings
+from limner.local.triggers.schedules import Schedules
 from limner.local.trouble import Plan, Trouble
 
 TARGET_PREFIX = "LimnerLocal."
@@ -32,22 +33,31 @@ class Backstage:
         trouble: To be ordered.
         images: To be registered.
         jobs: Records of training jobs.
+        schedules: Rules that can be fired now.
     """
 
     def __init__(
-        self, settings: DaemonSettings, clock: Clock, trouble: Trouble, images: Images, jobs: Store
+        self,
+        settings: DaemonSettings,
+        clock: Clock,
+        trouble: Trouble,
+        images: Images,
+        jobs: Store,
+        schedules: Schedules,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._trouble = trouble
         self._images = images
         self._jobs = jobs
+        self._schedules = schedules
         self._actions: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "Health": self._health,
             "Clock": self._turn_clock,
             "Trouble": self._order_trouble,
             "RegisterImage": self._register_image,
             "Jobs": self._list_jobs,
+            "FireRule": self._fire_rule,
         }
 
     async def handle(
@@ -90,6 +100,13 @@ class Backstage:
     def _register_image(self, request: dict[str, Any]) -> dict[str, Any]:
         self._images.register(request.get("image", ""), request.get("command", []))
         return {}
+
+    def _fire_rule(self, request: dict[str, Any]) -> dict[str, Any]:
+        wanted = str(request.get("name_contains", ""))
+        fired = self._schedules.fire(wanted)
+        if not fired:
+            raise validation(f"No enabled rule with a schedule has '{wanted}' in its name.")
+        return {"fired": fired}
 
     def _list_jobs(self, _: dict[str, Any]) -> dict[str, Any]:
         folder = self._settings.layout.jobs

@@ -1,9 +1,11 @@
 """A clock that tests can turn while things wait on it.
 
 Two dials, because they stand for two things. ``waits`` scales what Step Functions only sleeps
-through: Wait states and the back-off of Retry. ``timeouts`` scales limits on long work:
-TimeoutSeconds of machines and of tasks that wait for a job, MaxRuntimeInSeconds of jobs, and the
-120 s between SIGTERM and SIGKILL. A test that turns only ``waits`` leaves real programs their time;
+through, Wait states and the back-off of Retry, and what other services wait for: the back-off of
+streams, rules and asynchronous invocations, and the countdown of scheduled rules. ``timeouts``
+scales limits on long work: TimeoutSeconds of machines and of tasks that wait for a job,
+MaxRuntimeInSeconds, MaxWaitTimeInSeconds and KeepAlivePeriodInSeconds of jobs, and the 120 s
+between SIGTERM and SIGKILL. A test that turns only ``waits`` leaves real programs their time;
 calls of services and Lambda functions keep theirs always.
 """
 

@@ -107,12 +107,30 @@ class Control:
         """Turns the clock.
 
         Args:
-            scale: Real seconds per second of Wait states and of Retry's back-off; 0 skips them.
+            scale: Real seconds per second of Wait states, of back-off (Retry, streams, rules,
+                asynchronous invocations) and of scheduled rules; 0 skips waits, and scheduled
+                rules then fire by ``fire_rule`` only.
             timeouts: Real seconds per second of TimeoutSeconds (machines, and tasks that wait for
-                a job), MaxRuntimeInSeconds and the 120 s after SIGTERM; left as it is where
-                absent.
+                a job), MaxRuntimeInSeconds, MaxWaitTimeInSeconds, KeepAlivePeriodInSeconds and the
+                120 s after SIGTERM; left as it is where absent.
         """
         self._call("Clock", {"waits": scale, "timeouts": timeouts})
+
+    def fire_rule(self, name_contains: str) -> list[str]:
+        """Fires scheduled rules of EventBridge now, whatever their schedule says.
+
+        Args:
+            name_contains: Part of the rules' names; CloudFormation derives those from the stack's
+                and the resource's.
+
+        Returns:
+            The names of the rules that have fired.
+
+        Raises:
+            LimnerError: ``INVALID_INPUT``, if there is no such rule.
+        """
+        fired: list[str] = self._call("FireRule", {"name_contains": name_contains})["fired"]
+        return fired
 
     def register_image(self, image: str, command: Sequence[str]) -> None:
         """Makes a command stand for a container image, until the laptop stops."""
