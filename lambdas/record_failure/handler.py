@@ -35,9 +35,10 @@ def handle(event: dict[str, Any], _context: object) -> dict[str, Any] | None:
         raise logic.NotOursError(ending.request_id)
     if verdict is logic.Verdict.END_NOW:
         LEDGER.end(ending)
-        record |= {"error": ending.failure.to_error(), "unannounced": ending.by_rule}
+        record |= {"error": ending.failure.to_error(), "unannounced": True}
     LEDGER.release(record)
     body = logic.failed_body(record, record.get("error") or ending.failure.to_error())
+    # The machine announces its failures itself; what it did not come to, nobody else would.
     if ending.by_rule and record.get("unannounced"):
         _SNS.publish(
             TopicArn=SETTINGS.topic_arn,

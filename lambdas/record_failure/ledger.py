@@ -43,17 +43,18 @@ class Ledger:
     def end(self, ending: Ending) -> None:
         """Ends a request that nobody else owns and that has not ended.
 
+        It is ``unannounced`` from then on, until whoever announces it has noted that.
+
         Raises:
             LimnerError: ``REQUEST_ALREADY_CLAIMED``, if it changed between reading and writing;
                 the caller is run again, and reads again.
         """
         allowed = {f":from{i}": s for i, s in enumerate(sorted(ALLOWED_FROM[ending.status]))}
-        unannounced = ", #unannounced = :unannounced" if ending.by_rule else ""
         written = self._requests.update(
             {"request_id": ending.request_id},
             update=(
-                "SET #status = :status, #error = :error, #owner = :me, #updated_at = :now"
-                + unannounced
+                "SET #status = :status, #error = :error, #owner = :me, #updated_at = :now,"
+                " #unannounced = :true REMOVE #open, #queue, #lease_until"
             ),
             condition=(
                 f"(#owner = :me OR attribute_not_exists(#owner))"
@@ -64,8 +65,8 @@ class Ledger:
                 ":error": ending.failure.to_error(),
                 ":me": ending.owner,
                 ":now": utc_now(),
+                ":true": True,
                 **allowed,
-                **({":unannounced": True} if ending.by_rule else {}),
             },
         )
         if not written:
@@ -100,7 +101,7 @@ class Ledger:
         )
 
     def mark_announced(self, request_id: str) -> None:
-        """Notes that the failure of a request that the rule ended was announced."""
+        """Notes that the failure of a request was announced."""
         self._requests.update(
             {"request_id": request_id},
             update="REMOVE #unannounced",

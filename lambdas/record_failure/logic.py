@@ -10,6 +10,8 @@ By whichever door, and how often ever, the outcome for the request is the same::
 
     record          missing  other owner  READY     FAILED/CANCELLED, ours  not ended, ours or free
     verdict         ─────────── NOT OURS ─────────  ENDED_BEFORE            END_NOW
+
+A request that nobody owns is not ours either if this execution was refused the claim.
 """
 
 from __future__ import annotations
@@ -69,6 +71,7 @@ class Failure:
             "code": self.code,
             "message": self.message,
             "retryable": spec.retryable,
+            "fault": spec.fault,
             "fix": spec.fix,
         }
 
@@ -147,6 +150,9 @@ def judge(record: Mapping[str, Any] | None, ending: Ending) -> Verdict:
     if status in TERMINAL:
         ended_by_us = owner == ending.owner and status is not RequestStatus.READY
         return Verdict.ENDED_BEFORE if ended_by_us else Verdict.NOT_OURS
+    if owner is None and ending.failure.code == "REQUEST_ALREADY_CLAIMED":
+        # Refused the claim: its photos are still to come, or it went back to the queue.
+        return Verdict.NOT_OURS
     # A request that nobody has claimed is ours to end: this execution failed before its claim.
     return Verdict.END_NOW if owner in (None, ending.owner) else Verdict.NOT_OURS
 
@@ -160,6 +166,8 @@ def failed_body(record: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str
         "user_id": record["user_id"],
         "model_id": record["model_id"],
         **{field: error[field] for field in ("code", "message", "retryable", "fix")},
+        # Errors that an older version of Limner has recorded do not say whose they are.
+        "fault": error.get("fault") or REGISTRY[error["code"]].fault,
     }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from limner.contracts.errors import LimnerError
+from limner.contracts.packing import Pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +186,74 @@ class RegisterSettings:
             _required(environ, "REQUESTS_TABLE"),
             _required(environ, "BUS_NAME"),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class PackTasksSettings:
+    """Settings of ``pack_tasks``.
+
+    Attributes:
+        bucket: Name of the bucket.
+        batch_instances: Machines of a batch's training job at most.
+        batch_target_s: Seconds that a job should not exceed, if more machines help.
+        pace: How long a fine-tune takes on this stage's base and machines.
+    """
+
+    bucket: str
+    batch_instances: int
+    batch_target_s: int
+    pace: Pace
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> PackTasksSettings:
+        """Reads BUCKET, BATCH_INSTANCES and BATCH_TARGET_S, and PACE_… where they are set.
+
+        Raises:
+            LimnerError: ``INTERNAL``, if one is missing or out of range.
+        """
+        pace = {
+            name: _positive(environ, f"PACE_{name.upper()}")
+            for name in ("fixed_s", "step_s", "photo_s")
+            if environ.get(f"PACE_{name.upper()}")
+        }
+        return cls(
+            _required(environ, "BUCKET"),
+            _whole(environ, "BATCH_INSTANCES"),
+            _whole(environ, "BATCH_TARGET_S"),
+            Pace(**pace),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CollectResultsSettings:
+    """Settings of ``collect_results``.
+
+    Attributes:
+        bucket: Name of the bucket.
+    """
+
+    bucket: str
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> CollectResultsSettings:
+        """Reads BUCKET."""
+        return cls(_required(environ, "BUCKET"))
+
+
+@dataclass(frozen=True, slots=True)
+class RecordProgressSettings:
+    """Settings of ``record_progress``.
+
+    Attributes:
+        requests_table: Name of the table of requests.
+    """
+
+    requests_table: str
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> RecordProgressSettings:
+        """Reads REQUESTS_TABLE."""
+        return cls(_required(environ, "REQUESTS_TABLE"))
 
 
 def _positive(environ: Mapping[str, str], name: str) -> float:

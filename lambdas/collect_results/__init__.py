@@ -1,0 +1,1 @@
+"""Reads what came of each task of a batch."""

@@ -1,0 +1,82 @@
+"""Reads configs and lists photos, plans the job, and writes its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from lambdas.pack_tasks import logic
+from lambdas.shared.log import log_event, logger
+from lambdas.shared.settings import PackTasksSettings
+from limner.contracts import keys
+from limner.contracts.errors import LimnerError
+
+LOG = logger("pack_tasks")
+SETTINGS = PackTasksSettings.from_env()
+SIDE_BY_SIDE = 16
+_S3 = boto3.client("s3", config=Config(max_pool_connections=SIDE_BY_SIDE))
+
+
+def handle(event: dict[str, Any], _context: object) -> dict[str, Any]:
+    """Packs what is planned; returns all items, and the plan."""
+    batch = logic.Batch(event["batch_id"], event["attempt"], event["longest_s"])
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        packed = list(pool.map(_pack, event["items"]))
+    plan = logic.make_plan(
+        batch,
+        SETTINGS.bucket,
+        [one for one in packed if isinstance(one, logic.Material)],
+        pace=SETTINGS.pace,
+        most_instances=SETTINGS.batch_instances,
+        target_s=SETTINGS.batch_target_s,
+    )
+    if plan.tasks:
+        _put(f"{batch.prefix}photos.manifest", plan.photos_manifest())
+        _put(f"{batch.prefix}tasks/tasks.jsonl", plan.tasks_jsonl())
+    answer = plan.answer(batch, event["job_name"])
+    log_event(LOG, "batch packed", batch_id=batch.batch_id, tasks=len(plan.tasks))
+    items = [one.item if isinstance(one, logic.Material) else one for one in packed]
+    return {"items": items, "plan": answer}
+
+
+def _pack(item: logic.Item) -> logic.Material | Mapping[str, Any]:
+    """What a planned request is trained from; the item as it is to go on, if nothing is."""
+    if item["outcome"] != logic.PLANNED:
+        return item
+    try:
+        config = logic.read_config(_config(item["request_id"]))
+        photos = _photos(item["user_id"], item["request_id"])
+    except LimnerError as error:
+        log_event(LOG, "request not packed", request_id=item["request_id"], code=error.code)
+        return logic.failed(item, error)
+    return logic.Material(item, config, photos)
+
+
+def _config(request_id: str) -> bytes | None:
+    key = f"{keys.config_prefix(request_id)}{keys.CONFIG_FILE}"
+    try:
+        body = _S3.get_object(Bucket=SETTINGS.bucket, Key=key)["Body"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "NoSuchKey":
+            return None
+        raise
+    return body.read(logic.MAX_CONFIG_BYTES + 1)
+
+
+def _photos(user_id: str, request_id: str) -> list[str]:
+    listed = _S3.list_objects_v2(
+        Bucket=SETTINGS.bucket,
+        Prefix=keys.uploads_prefix(user_id, request_id),
+        MaxKeys=logic.MAX_FILES,
+    )
+    found = [entry["Key"] for entry in listed.get("Contents", ())]
+    return logic.check_photos(found, is_all=not listed.get("IsTruncated"))
+
+
+def _put(key: str, body: bytes) -> None:
+    _S3.put_object(Bucket=SETTINGS.bucket, Key=key, Body=body)
