@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 from aws_cdk import Duration
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
+from aws_cdk import aws_sqs as sqs
 from constructs import Construct
 
+from infra import rights
 from infra.access import Doors, Objects
 from infra.telemetry import Telemetry
 
 # The code runs on Python 3.11 and later.
 RUNTIME: Final = lambda_.Runtime.PYTHON_3_14
+# Later than that the schedules have done an event's work; and a function that fails three times on
+# one event fails for a reason.
+EVENT_AGE_S: Final = 2 * 3600
+EVENT_RETRIES: Final = 2
 
 
 @dataclass(frozen=True)
@@ -26,11 +32,13 @@ class Functions:
         code: ``lambdas/`` and what it may import.
         telemetry: Where they log.
         doors: How they come to objects.
+        dead_letters: Where events go that a function could not handle.
     """
 
     code: lambda_.Code
     telemetry: Telemetry
     doors: Doors
+    dead_letters: sqs.IQueue
 
     def make(
         self,
@@ -43,6 +51,7 @@ class Functions:
         environment: Mapping[str, str],
         statements: Iterable[iam.PolicyStatement] = (),
         objects: Objects | None = None,
+        for_events: bool = False,
     ) -> lambda_.Function:
         """A function with a role and a log group of its own.
 
@@ -55,6 +64,8 @@ class Functions:
             environment: Its settings.
             statements: All that it may do beyond writing its log, but for the bucket.
             objects: What it may do with the bucket; nothing if absent.
+            for_events: Whether events call it: nobody waits for its answer or sees its error, so
+                what it cannot handle becomes a dead letter.
         """
         log_group = self.telemetry.log_group(scope, f"{construct_id}Log")
         role = iam.Role(
@@ -70,7 +81,7 @@ class Functions:
             role.add_to_policy(statement)
         if objects:
             self.doors.open(role, construct_id, objects)
-        return lambda_.Function(
+        function = lambda_.Function(
             scope,
             construct_id,
             description=description,
@@ -83,4 +94,26 @@ class Functions:
             timeout=Duration.seconds(timeout_s),
             memory_size=512,
             environment=dict(environment),
+        )
+        if for_events:
+            self._keep_what_fails(function, role)
+        return function
+
+    def _keep_what_fails(self, function: lambda_.Function, role: iam.Role) -> None:
+        """Bounded repetition, then a dead letter whose body is the event, as those of rules are.
+
+        Not by ``dead_letter_queue=``: CDK would give the role ``kms:ReEncrypt*`` along with it.
+        """
+        role.add_to_policy(rights.send(self.dead_letters))
+        resource = cast(lambda_.CfnFunction, function.node.default_child)
+        resource.dead_letter_config = lambda_.CfnFunction.DeadLetterConfigProperty(
+            target_arn=self.dead_letters.queue_arn
+        )
+        lambda_.CfnEventInvokeConfig(
+            function,
+            "Events",
+            function_name=function.function_name,
+            qualifier="$LATEST",
+            maximum_event_age_in_seconds=EVENT_AGE_S,
+            maximum_retry_attempts=EVENT_RETRIES,
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from aws_cdk import Duration
 from aws_cdk import aws_kms as kms
 from aws_cdk import aws_lambda as lambda_
+from aws_cdk import aws_sqs as sqs
 from constructs import Construct
 
 from infra import bundle
@@ -33,6 +35,7 @@ class OnboardingWorkflow(Construct):
         training: Role and rights of training jobs.
         workflow: The machines, their functions, and the topic of notifications.
         triggers: Bus, rules, schedules, and the functions behind them.
+        dead_letters: What could not be delivered, or handled after all repetitions.
     """
 
     def __init__(
@@ -72,7 +75,15 @@ class OnboardingWorkflow(Construct):
             platform=platform or Platform(self, "Platform", settings),
             doors=doors,
         )
-        functions = Functions(code or bundle.from_source(), telemetry, doors)
+        self.dead_letters = sqs.Queue(
+            self,
+            "DeadLetters",
+            encryption=sqs.QueueEncryption.KMS if key else sqs.QueueEncryption.SQS_MANAGED,
+            encryption_master_key=key,
+            enforce_ssl=True,
+            retention_period=Duration.days(14),
+        )
+        functions = Functions(code or bundle.from_source(), telemetry, doors, self.dead_letters)
         self.workflow = Workflow(
             self,
             "Workflow",
@@ -99,7 +110,6 @@ class OnboardingWorkflow(Construct):
                 record_failure=workflow.record_failure,
                 topic=workflow.topic,
             ),
-            key=key,
         )
         triggers = self.triggers
         Observability(
@@ -123,7 +133,7 @@ class OnboardingWorkflow(Construct):
                     "smoke_test": workflow.smoke_test,
                 },
                 stream_reader=triggers.dispatch,
-                dead_letters=triggers.dead_letters,
+                dead_letters=self.dead_letters,
                 endpoint=endpoint,
             ),
             Operators(self, "Operators", settings, key).topic,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aws_cdk import Aws
 from aws_cdk import aws_dynamodb as dynamodb
 from aws_cdk import aws_iam as iam
+from aws_cdk import aws_sqs as sqs
 from aws_cdk import aws_stepfunctions as sfn
 
 
@@ -48,3 +49,8 @@ def executions(prefix: str, *actions: str) -> iam.PolicyStatement:
         actions=[f"states:{action}" for action in actions],
         resources=[f"arn:{here}:execution:{prefix}-*"],
     )
+
+
+def send(queue: sqs.IQueue) -> iam.PolicyStatement:
+    """Put messages into a queue."""
+    return iam.PolicyStatement(actions=["sqs:SendMessage"], resources=[queue.queue_arn])

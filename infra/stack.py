@@ -101,7 +101,7 @@ class LimnerStack(Stack):
             "RegisterFunctionName": triggers.register.function_name,
             "DispatchFunctionName": triggers.dispatch.function_name,
             "ReconcileFunctionName": triggers.reconcile.function_name,
-            "FailedEventsQueueUrl": triggers.dead_letters.queue_url,
+            "FailedEventsQueueUrl": self.onboarding.dead_letters.queue_url,
         }.items():
             CfnOutput(outputs, name, value=value).override_logical_id(name)
 

@@ -15,6 +15,8 @@ from aws_cdk import aws_kms as kms
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
+from infra import findings
+
 # "Using CloudWatch Logs to log execution history" and "X-Ray and Step Functions" in the Step
 # Functions developer guide.
 _EVERYWHERE: Final = (
@@ -48,6 +50,12 @@ class Telemetry(Construct):
             "Machines",
             description="Log delivery and X-Ray, which know no resources; for state machines only.",
             statements=[iam.PolicyStatement(actions=list(_EVERYWHERE), resources=["*"])],
+        )
+        findings.forced_wildcard(
+            self.machines,
+            "*",
+            "Log delivery and X-Ray know no resource (Step Functions developer guide, Logging using"
+            " CloudWatch Logs; Service Authorization Reference, AWS X-Ray).",
         )
 
     def log_group(

@@ -7,6 +7,7 @@ from typing import Final
 from aws_cdk import aws_iam as iam
 from constructs import Construct
 
+from infra import findings
 from infra.access import Doors, Objects
 from infra.platform import Platform
 from limner.contracts import keys
@@ -47,4 +48,10 @@ class Training(Construct):
             "Run",
             description="Run this stage's training jobs; for state machines only.",
             statements=self.jobs.run_statements(),
+        )
+        findings.forced_wildcard(
+            self.run,
+            findings.arn("sagemaker", f"training-job/{JOB_NAME_PREFIX}*"),
+            "A job is named after its request and attempt, which do not exist when the stack is"
+            " deployed (limner.contracts.keys.job_name); the prefix is this product's.",
         )

@@ -17,23 +17,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 from aws_cdk import Aws, Duration
 from aws_cdk import aws_events as events
 from aws_cdk import aws_events_targets as targets
 from aws_cdk import aws_iam as iam
-from aws_cdk import aws_kms as kms
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_sns as sns
-from aws_cdk import aws_sqs as sqs
 from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
-from infra import rights
+from infra import findings, rights
 from infra.access import Objects
 from infra.data import BY_USER, OPEN, QUEUE
-from infra.functions import Functions
+from infra.functions import EVENT_AGE_S, Functions
 from infra.parts import Store
 from infra.settings import StageSettings
 from infra.training import JOB_NAME_PREFIX
@@ -45,11 +43,8 @@ SOURCE: Final = "limner"
 ENDED: Final = ("SUCCEEDED", "FAILED", "ABORTED", "TIMED_OUT")
 DIED: Final = ("ABORTED", "FAILED", "TIMED_OUT")
 
-# How long an event is worth delivering: afterwards the schedules have done its work.
-EVENT_AGE: Final = Duration.hours(2)
-EVENT_RETRIES: Final = 20
-# A function that fails twice on one event fails for a reason.
-ASYNC_RETRIES: Final = 2
+# Of deliveries, which fail when a service is out of order.
+DELIVERY_RETRIES: Final = 20
 
 # The stream: few records at once, since one poisoned record holds up its shard until it has been
 # bisected out and given up.
@@ -89,21 +84,13 @@ class Triggers(Construct):
         store: Store,
         functions: Functions,
         driven: Driven,
-        key: kms.IKey | None,
     ) -> None:
         super().__init__(scope, construct_id)
         self._settings = settings
         self._store = store
         self._functions = functions
         self._driven = driven
-        self.dead_letters = sqs.Queue(
-            self,
-            "DeadLetters",
-            encryption=sqs.QueueEncryption.KMS if key else sqs.QueueEncryption.SQS_MANAGED,
-            encryption_master_key=key,
-            enforce_ssl=True,
-            retention_period=Duration.days(14),
-        )
+        self._dead_letters = functions.dead_letters
         self.bus = events.EventBus(
             self,
             "Bus",
@@ -113,9 +100,6 @@ class Triggers(Construct):
         self.register = self._register()
         self.dispatch = self._dispatch()
         self.reconcile = self._reconcile()
-        # Made with the machines, which call it; the rule's calls are as forgetful as all events.
-        driven.record_failure.add_to_role_policy(self._burial())
-        self._bury_failures_of("RecordFailure", driven.record_failure)
         self._feed_dispatch_from_the_stream()
         self._connect()
 
@@ -164,7 +148,8 @@ class Triggers(Construct):
             ],
             resources=[stream] if stream else [],
         )
-        return self._asynchronous(
+        return self._functions.make(
+            self,
             "Dispatch",
             "dispatch",
             "Starts queued requests: fairly, within rate, concurrency and budget.",
@@ -188,13 +173,16 @@ class Triggers(Construct):
                 rights.records(self._store.requests, "GetItem", "PutItem", "UpdateItem"),
                 rights.query(self._store.requests, QUEUE, OPEN, BY_USER),
                 rights.start(self._driven.machine, self._driven.batch_machine),
-                *([reading] if stream else []),
+                *([reading, rights.send(self._dead_letters)] if stream else []),
             ],
+            for_events=True,
         )
 
     def _reconcile(self) -> lambda_.Function:
+        jobs, executions = f"{JOB_NAME_PREFIX}*", f"{self._settings.stack_name}-*"
         driven, here = self._driven, f"{Aws.PARTITION}:sagemaker:{Aws.REGION}:{Aws.ACCOUNT_ID}"
-        return self._asynchronous(
+        function = self._functions.make(
+            self,
             "Reconcile",
             "reconcile",
             "Compares records with executions and jobs; repairs what nobody else would end.",
@@ -216,54 +204,26 @@ class Triggers(Construct):
                 rights.executions(self._settings.stack_name, "DescribeExecution", "StopExecution"),
                 iam.PolicyStatement(
                     actions=["sagemaker:DescribeTrainingJob", "sagemaker:StopTrainingJob"],
-                    resources=[f"arn:{here}:training-job/{JOB_NAME_PREFIX}*"],
+                    resources=[f"arn:{here}:training-job/{jobs}"],
                 ),
                 iam.PolicyStatement(actions=["sns:Publish"], resources=[driven.topic.topic_arn]),
             ],
+            for_events=True,
         )
-
-    def _asynchronous(
-        self,
-        construct_id: str,
-        package: str,
-        description: str,
-        *,
-        timeout_s: int,
-        environment: dict[str, str],
-        statements: Sequence[iam.PolicyStatement],
-    ) -> lambda_.Function:
-        """A function that is called by events: nobody waits for its answer, or sees its error."""
-        function = self._functions.make(
-            self,
-            construct_id,
-            package,
-            description,
-            timeout_s=timeout_s,
-            environment=environment,
-            statements=[*statements, self._burial()],
+        policy = cast(iam.Role, function.role).node.find_child("DefaultPolicy")
+        findings.forced_wildcard(
+            policy,
+            findings.arn("sagemaker", f"training-job/{jobs}"),
+            "Describes and stops jobs that lost their execution; their names do not exist when the"
+            " stack is deployed. It can start none.",
         )
-        self._bury_failures_of(construct_id, function)
+        findings.forced_wildcard(
+            policy,
+            findings.arn("states", f"execution:{executions}"),
+            "Executions are named after requests, which do not exist when the stack is deployed;"
+            " the names of their machines begin with the stage.",
+        )
         return function
-
-    def _burial(self) -> iam.PolicyStatement:
-        return iam.PolicyStatement(
-            actions=["sqs:SendMessage"], resources=[self.dead_letters.queue_arn]
-        )
-
-    def _bury_failures_of(self, construct_id: str, function: lambda_.IFunction) -> None:
-        lambda_.CfnEventInvokeConfig(
-            self,
-            f"{construct_id}Failures",
-            function_name=function.function_name,
-            qualifier="$LATEST",
-            maximum_event_age_in_seconds=EVENT_AGE.to_seconds(),
-            maximum_retry_attempts=ASYNC_RETRIES,
-            destination_config=lambda_.CfnEventInvokeConfig.DestinationConfigProperty(
-                on_failure=lambda_.CfnEventInvokeConfig.OnFailureProperty(
-                    destination=self.dead_letters.queue_arn
-                )
-            ),
-        ).node.add_dependency(function)
 
     # -- who calls them ---------------------------------------------------------------------------
 
@@ -290,7 +250,7 @@ class Triggers(Construct):
             maximum_retry_attempts=STREAM_RETRIES,
             maximum_record_age_in_seconds=STREAM_AGE_S,
             destination_config=mapping.DestinationConfigProperty(
-                on_failure=mapping.OnFailureProperty(destination=self.dead_letters.queue_arn)
+                on_failure=mapping.OnFailureProperty(destination=self._dead_letters.queue_arn)
             ),
             filter_criteria=mapping.FilterCriteriaProperty(
                 filters=[mapping.FilterProperty(pattern=_QUEUED_ROWS)]
@@ -309,9 +269,9 @@ class Triggers(Construct):
                 targets.SfnStateMachine(
                     driven.machine,
                     input=events.RuleTargetInput.from_event_path("$.detail"),
-                    dead_letter_queue=self.dead_letters,
-                    retry_attempts=EVENT_RETRIES,
-                    max_event_age=EVENT_AGE,
+                    dead_letter_queue=self._dead_letters,
+                    retry_attempts=DELIVERY_RETRIES,
+                    max_event_age=Duration.seconds(EVENT_AGE_S),
                 )
             ],
         )
@@ -371,9 +331,9 @@ class Triggers(Construct):
     def _call(self, function: lambda_.IFunction) -> targets.LambdaFunction:
         return targets.LambdaFunction(
             function,
-            dead_letter_queue=self.dead_letters,
-            retry_attempts=EVENT_RETRIES,
-            max_event_age=EVENT_AGE,
+            dead_letter_queue=self._dead_letters,
+            retry_attempts=DELIVERY_RETRIES,
+            max_event_age=Duration.seconds(EVENT_AGE_S),
         )
 
 

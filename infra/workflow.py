@@ -162,6 +162,7 @@ class Workflow(Construct):
                 rights.records(store.models, "UpdateItem"),
                 iam.PolicyStatement(actions=["sns:Publish"], resources=[self.topic.topic_arn]),
             ],
+            for_events=True,
         )
 
     def _pack_tasks(self) -> lambda_.Function:
