@@ -32,7 +32,7 @@ TEMPLATE: Final = REPOSITORY / "infra" / "templates" / "local.template.json"
 BASE: Final = REPOSITORY / "bases" / "tiny" / "model"
 ASSETS_BUCKET: Final = "limner-local-assets"
 # What a Lambda function may import (docs: design.md section 2).
-_LAMBDA_SOURCES: Final = ("lambdas", "limner/contracts", "limner/__init__.py", "limner/registry.py")
+_LAMBDA_SOURCES: Final = ("lambdas", "limner/contracts", "limner/__init__.py")
 # The time of every file in the archive: the same code must give the same bytes.
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 _POLL_S: Final = 0.1
