@@ -54,3 +54,8 @@ def executions(prefix: str, *actions: str) -> iam.PolicyStatement:
 def send(queue: sqs.IQueue) -> iam.PolicyStatement:
     """Put messages into a queue."""
     return iam.PolicyStatement(actions=["sqs:SendMessage"], resources=[queue.queue_arn])
+
+
+def deny(*actions: str) -> iam.PolicyStatement:
+    """Take something back that a shared policy gives."""
+    return iam.PolicyStatement(effect=iam.Effect.DENY, actions=list(actions), resources=["*"])

@@ -72,12 +72,17 @@ class StageSettings(BaseSettings):
         batch_size: Requests of one batch at most.
         batch_instances: Machines of one batch job at most.
         batch_target_s: Seconds of training that a batch job is packed for.
+        pace_fixed_s: Seconds of a fine-tune whatever the request; with the two below, what batches
+            are packed by. Measure them on your base and machines; 0 for the tiny base on a CPU.
+        pace_step_s: Seconds of each optimizer step.
+        pace_photo_s: Seconds of each photo.
         max_instances: Training machines that may work at once; the concurrency budget.
         launches_per_second: Training jobs started a second in the long run.
         burst: Training jobs that may be started at once after a pause.
         daily_launches: Training jobs a day at most; the bound on what a bug can spend.
         user_active: Requests of one user that may be at work at once.
-        lease_s: Seconds that a dispatcher may keep a request before another one takes it.
+        lease_s: Seconds that a dispatcher may keep a request before another one takes it; longer
+            than ``dispatch`` may run.
         dispatch_minutes: Minutes between two visits of ``dispatch`` to the queue. The requests
             table's stream wakes it at once; this is for what the stream lost.
         reconcile_minutes: Minutes between two comparisons of records with executions.
@@ -124,12 +129,15 @@ class StageSettings(BaseSettings):
     batch_size: int = Field(default=32, ge=2, le=MAX_BATCH)
     batch_instances: int = Field(default=4, ge=1, le=20)
     batch_target_s: int = Field(default=3600, ge=60)
+    pace_fixed_s: float = Field(default=0, ge=0)
+    pace_step_s: float = Field(default=0, ge=0)
+    pace_photo_s: float = Field(default=0, ge=0)
     max_instances: int = Field(default=8, ge=1)
     launches_per_second: float = Field(default=1.0, gt=0)
     burst: int = Field(default=5, ge=1)
     daily_launches: int = Field(default=500, ge=1)
     user_active: int = Field(default=1, ge=1)
-    lease_s: int = Field(default=120, ge=10, le=3600)
+    lease_s: int = Field(default=120, ge=90, le=3600)
     dispatch_minutes: int = Field(default=1, ge=1, le=60)
     reconcile_minutes: int = Field(default=5, ge=1, le=60)
     grace_s: int = Field(default=900, ge=60)

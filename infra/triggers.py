@@ -6,7 +6,7 @@
     app ── event ──> bus ── rule ──> onboard       ├──> dispatch ──> onboard | onboard_batch
                           schedule ────────────────┤
                           an execution has ended ──┘
-                          schedule, a batch has died ──> reconcile
+                          schedule, an execution has died ──> reconcile
                           an onboarding has died ──> record_failure
 
 Whatever cannot be delivered, or fails after all its repetitions, lands in one queue of dead
@@ -30,7 +30,7 @@ from constructs import Construct
 
 from infra import findings, rights
 from infra.access import Objects
-from infra.data import BY_USER, OPEN, QUEUE
+from infra.data import OPEN, QUEUE
 from infra.functions import EVENT_AGE_S, Functions
 from infra.parts import Store
 from infra.settings import StageSettings
@@ -52,7 +52,9 @@ STREAM_BATCH: Final = 25
 STREAM_WINDOW_S: Final = 1
 STREAM_RETRIES: Final = 5
 STREAM_AGE_S: Final = 3600
+# Shorter than a lease (LIMNER_LEASE_S), which must outlast its holder.
 DISPATCH_TIMEOUT_S: Final = 60
+RECONCILE_TIMEOUT_S: Final = 120
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Triggers(Construct):
         self.register = self._register()
         self.dispatch = self._dispatch()
         self.reconcile = self._reconcile()
+        self._supervise(self.dispatch, self.reconcile)
         self._feed_dispatch_from_the_stream()
         self._connect()
 
@@ -118,7 +121,7 @@ class Triggers(Construct):
                 "BUS_NAME": self.bus.event_bus_name,
             },
             statements=[
-                rights.records(self._store.requests, "GetItem", "PutItem", "UpdateItem"),
+                rights.records(self._store.requests, "GetItem", "UpdateItem"),
                 iam.PolicyStatement(
                     actions=["events:PutEvents"],
                     resources=[self.bus.event_bus_arn],
@@ -131,9 +134,7 @@ class Triggers(Construct):
                 ),
             ],
             # A presigned POST may do what its signer may do.
-            objects=Objects(
-                reads=(keys.UPLOADS, keys.CONFIGS), writes=(keys.UPLOADS, keys.CONFIGS)
-            ),
+            objects=Objects(reads=(keys.UPLOADS,), writes=(keys.UPLOADS, keys.CONFIGS)),
         )
 
     def _dispatch(self) -> lambda_.Function:
@@ -170,23 +171,24 @@ class Triggers(Construct):
                 "LEASE_S": str(settings.lease_s),
             },
             statements=[
-                rights.records(self._store.requests, "GetItem", "PutItem", "UpdateItem"),
-                rights.query(self._store.requests, QUEUE, OPEN, BY_USER),
+                rights.records(self._store.requests, "GetItem", "UpdateItem"),
+                rights.query(self._store.requests, QUEUE),
                 rights.start(self._driven.machine, self._driven.batch_machine),
+                # It asks what became of an execution that exists already, and ends none.
+                rights.deny("states:StopExecution"),
                 *([reading, rights.send(self._dead_letters)] if stream else []),
             ],
             for_events=True,
         )
 
     def _reconcile(self) -> lambda_.Function:
-        jobs, executions = f"{JOB_NAME_PREFIX}*", f"{self._settings.stack_name}-*"
         driven, here = self._driven, f"{Aws.PARTITION}:sagemaker:{Aws.REGION}:{Aws.ACCOUNT_ID}"
         function = self._functions.make(
             self,
             "Reconcile",
             "reconcile",
             "Compares records with executions and jobs; repairs what nobody else would end.",
-            timeout_s=300,
+            timeout_s=RECONCILE_TIMEOUT_S,
             environment={
                 "STAGE": self._settings.stage,
                 "MODELS_TABLE": self._store.models.table_name,
@@ -198,32 +200,43 @@ class Triggers(Construct):
                 "GRACE_S": str(self._settings.grace_s),
             },
             statements=[
-                rights.records(self._store.models, "GetItem", "UpdateItem"),
-                rights.records(self._store.requests, "GetItem", "PutItem", "UpdateItem"),
-                rights.query(self._store.requests, QUEUE, OPEN),
-                rights.executions(self._settings.stack_name, "DescribeExecution", "StopExecution"),
+                rights.records(self._store.models, "UpdateItem"),
+                rights.records(self._store.requests, "GetItem", "UpdateItem"),
+                rights.query(self._store.requests, OPEN),
                 iam.PolicyStatement(
                     actions=["sagemaker:DescribeTrainingJob", "sagemaker:StopTrainingJob"],
-                    resources=[f"arn:{here}:training-job/{jobs}"],
+                    resources=[f"arn:{here}:training-job/{JOB_NAME_PREFIX}*"],
                 ),
                 iam.PolicyStatement(actions=["sns:Publish"], resources=[driven.topic.topic_arn]),
             ],
             for_events=True,
         )
-        policy = cast(iam.Role, function.role).node.find_child("DefaultPolicy")
         findings.forced_wildcard(
-            policy,
-            findings.arn("sagemaker", f"training-job/{jobs}"),
+            cast(iam.Role, function.role).node.find_child("DefaultPolicy"),
+            findings.arn("sagemaker", f"training-job/{JOB_NAME_PREFIX}*"),
             "Describes and stops jobs that lost their execution; their names do not exist when the"
             " stack is deployed. It can start none.",
         )
+        return function
+
+    def _supervise(self, *functions: lambda_.Function) -> None:
+        """Looking at executions: one policy, since their names are a wildcard for everybody."""
+        policy = iam.ManagedPolicy(
+            self,
+            "Supervision",
+            description="Look at this stage's executions, and end them.",
+            statements=[
+                rights.executions(self._settings.stack_name, "DescribeExecution", "StopExecution")
+            ],
+        )
         findings.forced_wildcard(
             policy,
-            findings.arn("states", f"execution:{executions}"),
+            findings.arn("states", f"execution:{self._settings.stack_name}-*"),
             "Executions are named after requests, which do not exist when the stack is deployed;"
             " the names of their machines begin with the stage.",
         )
-        return function
+        for function in functions:
+            cast(iam.Role, function.role).add_managed_policy(policy)
 
     # -- who calls them ---------------------------------------------------------------------------
 
@@ -287,9 +300,9 @@ class Triggers(Construct):
             driven.record_failure,
         )
         self._on_end(
-            "BatchDied",
-            "Looks after the requests of a batch that was stopped, timed out or failed.",
-            (driven.batch_machine,),
+            "Died",
+            "Looks after the requests of a dead batch, and after jobs that outlive an execution.",
+            both,
             DIED,
             self.reconcile,
         )

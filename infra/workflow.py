@@ -176,6 +176,7 @@ class Workflow(Construct):
                 "BUCKET": self._store.bucket.bucket_name,
                 "BATCH_INSTANCES": str(self._settings.batch_instances),
                 "BATCH_TARGET_S": str(self._settings.batch_target_s),
+                **_pace(self._settings),
             },
             objects=Objects(reads=(keys.UPLOADS, keys.CONFIGS), writes=(keys.BATCHES,)),
         )
@@ -212,3 +213,13 @@ def _job_settings(settings: StageSettings) -> JobSettings:
         volume_gb=settings.training_volume_gb,
         call=settings.training_call,
     )
+
+
+def _pace(settings: StageSettings) -> dict[str, str]:
+    """How long a fine-tune takes on this stage's base and machines, as far as that was measured."""
+    measured = {
+        "PACE_FIXED_S": settings.pace_fixed_s,
+        "PACE_STEP_S": settings.pace_step_s,
+        "PACE_PHOTO_S": settings.pace_photo_s,
+    }
+    return {name: str(value) for name, value in measured.items() if value}
