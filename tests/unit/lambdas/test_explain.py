@@ -109,7 +109,7 @@ def test_messages_end_somewhere() -> None:
 def test_anything_at_all_is_explained(error: str | None, cause: str | None) -> None:
     failure = explain(error, cause)
     assert failure.code in REGISTRY
-    assert set(failure.to_error()) == {"code", "message", "retryable", "fix"}
+    assert set(failure.to_error()) == {"code", "message", "retryable", "fault", "fix"}
 
 
 @given(cause=st.recursive(st.none() | st.booleans() | st.text(), st.lists, max_leaves=5))

@@ -69,13 +69,21 @@ class World:
         answer: dict[str, Any] = self.handler.handle(event, None)
         return answer
 
-    def ends(self, status: str = "ABORTED") -> dict[str, Any] | None:
+    def announced(self) -> None:
+        """The machine's RecordAnnouncement."""
+        self.dynamodb.update_item(
+            TableName="requests",
+            Key={"request_id": {"S": "r1"}},
+            UpdateExpression="REMOVE unannounced",
+        )
+
+    def ends(self, status: str = "ABORTED", error: str | None = None) -> dict[str, Any] | None:
         """The rule's entrance."""
         detail = {
             "executionArn": ME,
             "status": status,
             "input": '{"request_id": "r1"}',
-            "error": None,
+            "error": error,
             "cause": None,
         }
         event = {"detail-type": "Step Functions Execution Status Change", "detail": detail}
@@ -190,8 +198,48 @@ def test_an_execution_that_ran_out_of_time(world: World) -> None:
 def test_a_failure_that_the_machine_announces_is_not_announced_again(world: World) -> None:
     world.request(owner=ME)
     world.fails()
+    world.announced()
     world.ends("FAILED")
     assert world.published == []
+
+
+def test_a_failure_that_was_recorded_and_never_announced_is_announced_by_the_rule(
+    world: World,
+) -> None:
+    """The execution was stopped between RecordFailure and NotifyFailure."""
+    world.request(owner=ME)
+    world.fails("MODEL_BUSY", "Busy.")
+    assert world.get("requests", request_id="r1")["unannounced"] is True
+    world.ends("ABORTED")
+    world.ends("ABORTED")
+    assert [body["code"] for body in world.published] == ["MODEL_BUSY"]
+    request = world.get("requests", request_id="r1")
+    assert (request["status"], "unannounced" in request) == ("FAILED", False)
+
+
+def test_the_end_takes_a_request_out_of_all_indexes(world: World) -> None:
+    world.request(owner=ME, open="3", queue="3", lease_until="2026-01-01T00:00:00.000Z", shard="3")
+    world.fails()
+    request = world.get("requests", request_id="r1")
+    assert request["shard"] == "3"
+    assert {"open", "queue", "lease_until"}.isdisjoint(request)
+
+
+def test_the_record_and_the_notification_say_whose_fault_it_was(world: World) -> None:
+    world.request(owner=ME)
+    body = world.fails("SageMaker.ResourceLimitExceededException", "Full.")
+    assert (body["fault"], world.get("requests", request_id="r1")["error"]["fault"]) == (
+        "aws",
+        "aws",
+    )
+
+
+@pytest.mark.parametrize("status", ["REGISTERED", "QUEUED"])
+def test_an_execution_that_was_refused_the_claim_ends_nothing(world: World, status: str) -> None:
+    """Started before its photos came, or beside one that has put the request back."""
+    world.request(status=status)
+    assert world.ends("FAILED", "REQUEST_ALREADY_CLAIMED") is None
+    assert world.get("requests", request_id="r1")["status"] == status
 
 
 def test_an_announcement_that_failed_is_made_up_for(world: World) -> None:

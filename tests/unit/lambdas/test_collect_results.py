@@ -1,0 +1,184 @@
+"""The function collect_results: what a batch's job has done, and what cannot be relied upon."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from lambdas.collect_results import logic
+from limner.contracts.tasks import TaskError, TaskResult
+
+JOB = "limner-batch-b1-1"
+NOTHING = {"Error": "", "Cause": ""}
+ARTIFACT = b"an archive"
+DIGEST = hashlib.sha256(ARTIFACT).hexdigest()
+
+
+def item(number: int, outcome: str = "planned") -> dict[str, Any]:
+    return {
+        "request_id": f"r{number}",
+        "outcome": outcome,
+        "source": "",
+        "error": {"Error": "JOB_INCOMPLETE", "Cause": "planned"},
+    }
+
+
+def result(request_id: str = "r0", **changes: Any) -> bytes:
+    values = {"request_id": request_id, "status": "trained", "seconds": 1.0}
+    values["artifact_sha256"] = DIGEST
+    return TaskResult.model_validate({**values, **changes}).model_dump_json().encode()
+
+
+def test_a_result_of_the_contract_is_read() -> None:
+    assert logic.read_result("r0", result()) == logic.Result(trained=True, artifact_sha256=DIGEST)
+    error = TaskError(code="PHOTO_TOO_SMALL", message="2.png is 8x8.")
+    failed = result(status="failed", error=error, artifact_sha256="")
+    assert logic.read_result("r0", failed) == logic.Result(
+        trained=False, code="PHOTO_TOO_SMALL", message="2.png is 8x8."
+    )
+
+
+def test_a_code_that_nobody_knows_is_a_failed_training() -> None:
+    failed = result(status="failed", error=TaskError(code="COLOUR", message="blue"))
+    found = logic.read_result("r0", failed)
+    assert found is not None
+    assert (found.code, found.message) == ("TRAINING_FAILED", "COLOUR: blue")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        b"",
+        b"[]",
+        b"{",
+        result("r1"),  # of somebody else
+        result(artifact_sha256="short"),
+        b'{"request_id": "r0", "status": "trained"}',
+        b'{"request_id": "r0", "status": "failed", "error": null}',
+        b'{"request_id": "r0", "status": "half"}',
+        result(metrics={f"m{n}": n for n in range(9_999)}),
+    ],
+)
+def test_what_cannot_be_relied_upon_is_no_result(body: bytes | None) -> None:
+    assert logic.read_result("r0", body) is None
+
+
+@pytest.mark.parametrize(
+    ("size", "digest", "sound"),
+    [
+        (len(ARTIFACT), DIGEST, True),
+        (len(ARTIFACT), "0" * 64, False),
+        (10**9, None, True),  # too large to be read here
+        (6 * 1024**3, None, False),  # too large to be copied
+        (0, hashlib.sha256().hexdigest(), False),
+        (None, None, False),
+    ],
+)
+def test_the_artifact_must_be_the_one_of_the_result(
+    size: int | None, digest: str | None, sound: bool
+) -> None:
+    assert logic.is_sound(size, digest, logic.Result(True, DIGEST)) is sound
+
+
+def report(**fields: str) -> str:
+    return json.dumps({"TrainingJobName": JOB, "TrainingJobStatus": "Failed", **fields})
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "words"),
+    [
+        (NOTHING, "JOB_INCOMPLETE", JOB),
+        (
+            {"Error": "States.TaskFailed", "Cause": report(FailureReason="AlgorithmError: oops")},
+            "JOB_INCOMPLETE",
+            "oops",
+        ),
+        (
+            {"Error": "States.TaskFailed", "Cause": report(FailureReason="CapacityError: none")},
+            "NO_CAPACITY",
+            "none",
+        ),
+        ({"Error": "States.Timeout", "Cause": ""}, "JOB_INCOMPLETE", "deadline"),
+        ({"Error": "DEADLINE_EXCEEDED", "Cause": "x"}, "JOB_INCOMPLETE", "x"),
+        # No job was made: the requests end with the reason itself.
+        (
+            {"Error": "SageMaker.ResourceLimitExceededException", "Cause": "full"},
+            "QUOTA_EXCEEDED",
+            "full",
+        ),
+        (
+            {"Error": "SageMaker.AmazonSageMakerException", "Cause": "Rate exceeded"},
+            "THROTTLED",
+            "Rate",
+        ),
+        ({"Error": "ClientError", "Cause": '{"errorMessage": "no"}'}, "INTERNAL", "no"),
+    ],
+)
+def test_what_a_request_ends_with_that_was_left_undone(
+    failure: dict[str, str], code: str, words: str
+) -> None:
+    error = logic.error_of_missing(JOB, failure)
+    assert error["Error"] == code
+    assert words in error["Cause"]
+    assert len(error["Cause"]) <= logic.MAX_CAUSE_CHARS
+
+
+@pytest.fixture
+def handler(
+    cold_start: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ModuleType]:
+    monkeypatch.setenv("BUCKET", "bucket")
+    with mock_aws():
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield cold_start("collect_results")
+
+
+def put(number: int, body: bytes, artifact: bytes | None = ARTIFACT) -> None:
+    s3, folder = boto3.client("s3"), f"batches/b1/1/out/r{number}/"
+    s3.put_object(Bucket="bucket", Key=f"{folder}result.json", Body=body)
+    if artifact is not None:
+        s3.put_object(Bucket="bucket", Key=f"{folder}model.tar.gz", Body=artifact)
+
+
+def event(*items: dict[str, Any], failure: dict[str, str] = NOTHING) -> dict[str, Any]:
+    return {"batch_id": "b1", "attempt": 1, "job_name": JOB, "items": items, "failure": failure}
+
+
+def test_each_request_by_its_own_outcome(handler: ModuleType) -> None:
+    put(0, result("r0"))
+    put(1, result("r1", status="failed", error=TaskError(code="PHOTO_TOO_SMALL", message="8x8")))
+    put(2, result("r2"), artifact=None)
+    put(3, result("r3"), artifact=b"another archive")
+    put(4, result("r0"))
+    planned = [item(number) for number in range(6)]
+    answer = handler.handle(event(*planned, item(6, "ended")), None)["items"]
+    assert [i["outcome"] for i in answer] == [
+        *("trained", "failed", "missing", "missing", "missing", "missing", "ended")
+    ]
+    assert answer[0]["source"] == "batches/b1/1/out/r0/model.tar.gz"
+    assert answer[1]["error"] == {"Error": "PHOTO_TOO_SMALL", "Cause": "8x8"}
+    assert answer[2]["error"]["Error"] == "JOB_INCOMPLETE"
+    assert handler.handle(event(*planned, item(6, "ended")), None)["items"] == answer
+
+
+def test_what_a_failed_job_has_finished_is_finished(handler: ModuleType) -> None:
+    put(0, result("r0"))
+    failure = {"Error": "States.TaskFailed", "Cause": report(FailureReason="died")}
+    answer = handler.handle(event(item(0), item(1), failure=failure), None)["items"]
+    assert [i["outcome"] for i in answer] == ["trained", "missing"]
+    assert "died" in answer[1]["error"]["Cause"]
+
+
+def test_an_archive_of_many_megabytes_is_not_read(handler: ModuleType) -> None:
+    handler.logic.MAX_HASHED_BYTES, kept = 4, handler.logic.MAX_HASHED_BYTES  # type: ignore[attr-defined]
+    put(0, result("r0", artifact_sha256="0" * 64))
+    try:
+        assert handler.handle(event(item(0)), None)["items"][0]["outcome"] == "trained"
+    finally:
+        handler.logic.MAX_HASHED_BYTES = kept  # type: ignore[attr-defined]
