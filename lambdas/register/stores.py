@@ -189,7 +189,7 @@ class RangedFile:
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Moves, and returns the new place."""
         origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size_bytes}
-        self._place = origin[whence] + offset
+        self._place = max(0, origin[whence] + offset)
         return self._place
 
     def tell(self) -> int:
