@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Final
@@ -157,13 +157,13 @@ class World:
     told: set[str] = field(default_factory=set)
     served: set[str] = field(default_factory=set)
     calls: list[tuple[str, Any]] = field(default_factory=list)
+    invocations: int = 0
     now_ms: int = EPOCH_MS
 
     # -- Time -------------------------------------------------------------------------------------
 
     def now_iso(self) -> str:
-        moment = datetime.fromtimestamp(self.now_ms / 1000, UTC)
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return _iso(self.now_ms)
 
     def passes(self, seconds: float) -> None:
         """Turns the clock."""
@@ -274,6 +274,12 @@ class World:
                 return json.loads(json.dumps(handler.handle(json.loads(json.dumps(event)), self)))
             finally:
                 self.memory.writer = before
+
+    @property
+    def aws_request_id(self) -> str:
+        """For the functions, whose context object is the world: another one each time."""
+        self.invocations += 1
+        return f"invocation-{self.invocations}"
 
     def get_remaining_time_in_millis(self) -> int:
         """For the functions, whose context object is the world."""
@@ -598,6 +604,13 @@ class _S3:
         )
 
 
+@lru_cache(maxsize=256)
+def _iso(now_ms: int) -> str:
+    moment = datetime.fromtimestamp(now_ms / 1000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@cache
 def _snake(action: str) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in action)
 
