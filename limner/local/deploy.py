@@ -211,10 +211,11 @@ def _wait(client: CloudFormationClient, stack: str, deadline: float) -> StackTyp
 
 
 def _reasons(client: CloudFormationClient, stack: str) -> str:
-    events = client.describe_stack_events(StackName=stack)["StackEvents"]
+    pages = client.get_paginator("describe_stack_events").paginate(StackName=stack)
     failures = [
         f"{event.get('LogicalResourceId')}: {event.get('ResourceStatusReason')}"
-        for event in events
+        for page in pages
+        for event in page["StackEvents"]
         if event.get("ResourceStatus", "").endswith("_FAILED")
     ]
     return "; ".join(failures) or "it did not complete"

@@ -350,7 +350,10 @@ def test_cloudformation_makes_and_deletes_an_endpoint(laptop: TestLaptop) -> Non
             },
             "E": {
                 "Type": "AWS::SageMaker::Endpoint",
-                "Properties": {"EndpointConfigName": {"Fn::GetAtt": ["C", "EndpointConfigName"]}},
+                "Properties": {
+                    "EndpointConfigName": {"Fn::GetAtt": ["C", "EndpointConfigName"]},
+                    "RetainAllVariantProperties": True,
+                },
             },
         },
         "Outputs": {

@@ -17,6 +17,16 @@ from limner.local.seams import Module
 Properties = dict[str, Any]
 Provisioned = tuple[str, dict[str, str]]
 _MAX_NAME = 63
+# What CloudFormation takes beside the members of the API: tags are kept nowhere here, and the
+# others say how UpdateEndpoint treats what autoscaling has changed.
+_NOT_OF_THE_API = frozenset(
+    {
+        "ExcludeRetainedVariantProperties",
+        "RetainAllVariantProperties",
+        "RetainDeploymentConfig",
+        "Tags",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -102,5 +112,5 @@ def _with_numbers(value: Json) -> Json:
         if key == "InitialInstanceCount" and isinstance(item, str) and item.isdigit()
         else _with_numbers(item)
         for key, item in value.items()
-        if key != "Tags"
+        if key not in _NOT_OF_THE_API
     }

@@ -21,7 +21,7 @@ _Key = tuple[str, str, str]
 # Real seconds between looks at the rules.
 _LOOK_EVERY_S: Final = 0.25
 # However fast the clock is, a rule leaves its function and the machine this long, in real seconds.
-_AT_LEAST_S: Final = 1.0
+_AT_LEAST_S: Final = 2.0
 
 
 class Schedules:
