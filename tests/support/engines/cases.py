@@ -115,12 +115,12 @@ def on(engine: str, case: Case) -> Case:
     return replace(case, **DIFFERENCES.get((engine, case.name), {}))
 
 
-def play(stack: Stack, case: Case) -> Outcome:
-    """Runs a case to its end."""
+def play(stack: Stack, case: Case, wish: OnboardingInput | None = None) -> Outcome:
+    """Runs a case to its end, with a wish of its own if none is given."""
     control = stack.laptop.control
     control.clock(0, timeouts=1.0)
     control.trouble()
-    wish = new_wish(retrain=case.retrain)
+    wish = wish or new_wish(retrain=case.retrain)
     for _ in range(case.earlier):
         before = new_wish(user_id=wish.user_id, retrain=True)
         put(stack, before)

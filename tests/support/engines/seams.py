@@ -1,8 +1,8 @@
 """The seams into moto 5.2.5: what its executor lacks, and its clock.
 
-moto executes ASL, but has no ``sagemaker`` integration, really sleeps, parses the definition anew at
-every start, and tells nobody that an execution has ended. ``installed`` changes these for as long as
-a test lasts; each change is described where it is made. Nothing of ministack or of
+moto executes ASL, but has no ``sagemaker`` integration, really sleeps, parses the definition anew
+at every start, and tells nobody that an execution has ended. ``installed`` changes these for as
+long as a test lasts; each change is described where it is made. Nothing of ministack or of
 ``limner.local.semantics`` is used: two engines that shared code would share its mistakes.
 """
 
@@ -114,7 +114,7 @@ class CreateTrainingJob(state_task_service_callback.StateTaskServiceCallback):
         env: Any,
         resource_runtime_part: Any,
         normalised_parameters: Any,
-        state_credentials: Any,
+        state_credentials: Any,  # noqa: ARG002 - moto's signature
     ) -> None:
         client = boto_client_for(service="sagemaker", region=resource_runtime_part.region)
         answer = client.create_training_job(**normalised_parameters)
@@ -126,7 +126,7 @@ class CreateTrainingJob(state_task_service_callback.StateTaskServiceCallback):
         env: Any,
         resource_runtime_part: Any,
         normalised_parameters: Any,
-        state_credentials: Any,
+        state_credentials: Any,  # noqa: ARG002 - moto's signature
     ) -> Callable[[], Any]:
         env.stack.pop()
         client = boto_client_for(service="sagemaker", region=resource_runtime_part.region)

@@ -1,0 +1,230 @@
+"""Executions of earlier versions, on the machines, functions and contracts of this one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limner.contracts.errors import LimnerError
+from limner.contracts.onboarding import OnboardingFailed, OnboardingInput, OnboardingReady
+from tests.support.engines.moto_stack import BUCKET, REQUESTS, definition, moto_stack
+from tests.upgrades import record
+from tests.upgrades.histories import History, Step, all_histories
+from tests.upgrades.replay import Migration, Replayed, all_migrations, replay, summary
+
+HISTORIES = all_histories()
+MIGRATIONS = all_migrations()
+ROOT = Path(__file__).resolve().parents[2]
+BY_NAME = {history.name: history for history in HISTORIES}
+NEW_USER = BY_NAME["0.1.0-a-new-user"]
+
+
+@pytest.fixture(scope="module")
+def results() -> list[Replayed]:
+    return [replay(history, MIGRATIONS) for history in HISTORIES]
+
+
+# -- The machines ---------------------------------------------------------------------------------
+
+
+def test_recorded_executions_go_the_same_way(
+    results: list[Replayed], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with capsys.disabled():
+        print(f"\n{summary(results)}")  # noqa: T201 - what this test is asked for
+    differences = {result.history.name: result.differences for result in results}
+    assert {name: found for name, found in differences.items() if found} == {}
+
+
+def test_every_migration_is_needed_and_explained(results: list[Replayed]) -> None:
+    used = [migration for result in results for migration in result.migrations]
+    for migration in MIGRATIONS:
+        assert migration in used, migration.history
+        assert len(migration.why.split()) > 10, migration.history
+
+
+# -- A replay that cannot fail is no test ---------------------------------------------------------
+
+
+def renamed(machine: dict[str, Any]) -> None:
+    states = machine["States"]
+    states["FirstInference"] = states.pop("SmokeTest")
+    states["PublishArtifact"]["Next"] = "FirstInference"
+
+
+def wrong_choice(machine: dict[str, Any]) -> None:
+    machine["States"]["IsModelReady"]["Default"] = "RecordAlreadyReady"
+
+
+def without_catch(machine: dict[str, Any]) -> None:
+    del machine["States"]["FineTune"]["Catch"]
+
+
+def without_step(machine: dict[str, Any]) -> None:
+    machine["States"]["SmokeTest"]["Next"] = "NotifyReady"
+
+
+def without_retry(machine: dict[str, Any]) -> None:
+    del machine["States"]["FineTune"]["Retry"]
+
+
+def other_path(machine: dict[str, Any]) -> None:
+    plan = machine["States"]["PlanTraining"]["Parameters"]
+    plan["user_id.$"] = "$.user.id"
+
+
+@pytest.mark.parametrize(
+    ("breakage", "history", "words"),
+    [
+        (renamed, "a-new-user", "PublishArtifact > FirstInference"),
+        (wrong_choice, "a-new-user", "IsModelReady > RecordAlreadyReady"),
+        (without_catch, "the-training-fails", "ended FAILED States.TaskFailed"),
+        (without_step, "a-new-user", "SmokeTest > NotifyReady > Onboarded"),
+        (without_retry, "throttled-then-not", "FineTune > DidJobFail"),
+        (other_path, "a-new-user", "States."),
+    ],
+)
+def test_a_broken_machine_is_noticed(
+    breakage: Callable[[dict[str, Any]], None], history: str, words: str
+) -> None:
+    machine = json.loads(definition("onboard"))
+    breakage(machine)
+    result = replay(BY_NAME[f"0.1.0-{history}"], MIGRATIONS, json.dumps(machine))
+    assert words in "; ".join(result.differences)
+
+
+def test_a_migration_excuses_nothing_but_what_it_names() -> None:
+    history = BY_NAME["0.1.0-the-training-fails"]
+    meant = Migration("0.1.0-*", ("NotifyFailure", "Failed"), ("NotifyFailure", "Told"), "why")
+    assert replay(history, [meant], definition("onboard")).differences
+
+
+# -- Old executions call new functions ------------------------------------------------------------
+
+
+def lambda_steps() -> list[Any]:
+    """Each different call of a function in the records."""
+    different: dict[str, Any] = {}
+    for history in HISTORIES:
+        for step in history.steps:
+            if isinstance(step.input, dict) and "FunctionName" in step.input:
+                key = json.dumps(step.input)
+                name = f"{history.name}-{step.state}"
+                different.setdefault(key, pytest.param(history, step, id=name))
+    return list(different.values())
+
+
+@pytest.mark.parametrize(("history", "step"), lambda_steps())
+def test_todays_functions_understand_what_executions_of_then_tell_them(
+    history: History, step: Step
+) -> None:
+    """They answer, or refuse in our own words; an old event or row must not be their downfall."""
+    name = step.input["FunctionName"].rpartition(":")[2]
+    payload = step.input["Payload"]
+    with moto_stack({}) as stack:
+        stack.table("RequestsTableName").put_item(Item=_claimed(history))
+        target = payload.get("target_model", "none")
+        stack.laptop.s3.put_object(Bucket=BUCKET, Key=f"models/{target}", Body=b"an adapter")
+        try:
+            answer = stack.world.functions.call(name, payload)
+        except LimnerError as refusal:
+            assert refusal.code != "INTERNAL", refusal
+            return
+        assert _shape(answer) >= _shape(step.tries[-1].get("output", {}).get("Payload")), (
+            "the machine of then reads these"
+        )
+        if name == "record_failure":
+            row = stack.laptop.client("dynamodb").get_item(
+                TableName=REQUESTS, Key={"request_id": {"S": payload["request_id"]}}
+            )["Item"]
+            assert row["status"] == {"S": "FAILED"}
+
+
+def _claimed(history: History) -> dict[str, Any]:
+    """The request's row as that version had it while its execution was at work."""
+    owner = f"arn:aws:states:us-east-1:123456789012:execution:onboard:{history.row['request_id']}-1"
+    return {**history.row, "status": "TRAINING", "owner": owner}
+
+
+def _shape(answer: Any) -> set[str]:
+    return set(answer) if isinstance(answer, dict) else set()
+
+
+@pytest.mark.parametrize("status", ["FAILED", "ABORTED", "TIMED_OUT"])
+@pytest.mark.parametrize("name", ["0.1.0-a-new-user", "0.1.0-the-training-fails"])
+def test_todays_rule_ends_executions_of_then(name: str, status: str) -> None:
+    """Their inputs are what EventBridge quotes to the function."""
+    history = BY_NAME[name]
+    with moto_stack({}) as stack:
+        row = _claimed(history)
+        stack.table("RequestsTableName").put_item(Item=row)
+        event = {
+            "source": "aws.states",
+            "detail-type": "Step Functions Execution Status Change",
+            "detail": {
+                "executionArn": row["owner"],
+                "stateMachineArn": row["owner"].rpartition(":")[0],
+                "name": row["owner"].rpartition(":")[2],
+                "status": status,
+                "input": json.dumps(history.input),
+                "error": "States.TaskFailed",
+                "cause": "whatever",
+            },
+        }
+        told = stack.world.functions.call("record_failure", event)
+        assert told["request_id"] == row["request_id"]
+        ended = stack.table("RequestsTableName").get_item(Key={"request_id": row["request_id"]})
+        assert ended["Item"]["status"] == ("CANCELLED" if status == "ABORTED" else "FAILED")
+
+
+# -- What was told, and what is read --------------------------------------------------------------
+
+
+def bodies() -> list[Any]:
+    """Each different body of a notification in the records."""
+    different: dict[str, Any] = {}
+    for history in HISTORIES:
+        for step in history.steps:
+            message = step.input.get("Message") if isinstance(step.input, dict) else None
+            if message is not None:
+                body = json.loads(message) if isinstance(message, str) else message
+                name = f"{history.name}-{step.state}"
+                different.setdefault(json.dumps(body), pytest.param(body, id=name))
+    return list(different.values())
+
+
+@pytest.mark.parametrize("body", bodies())
+def test_todays_contracts_read_what_was_told_then(body: dict[str, Any]) -> None:
+    """A notification may lie in a subscriber's queue for two weeks."""
+    models = {
+        "limner.onboarding.ready": OnboardingReady,
+        "limner.onboarding.failed": OnboardingFailed,
+    }
+    models[body["type"]].model_validate(body)
+
+
+def test_todays_inputs_are_todays_contract() -> None:
+    latest = [history for history in HISTORIES if not history.name.startswith("0.1.0-")]
+    assert latest
+    for history in latest:
+        OnboardingInput.model_validate(history.input)
+
+
+# -- The recorder ---------------------------------------------------------------------------------
+
+
+def test_recording_twice_gives_the_same_file(tmp_path: Path) -> None:
+    (case,) = [case for case in record.CASES if case.name == "the training fails"]
+    first, second = (record.record(case, "test").save(tmp_path).read_bytes() for _ in range(2))
+    assert first == second
+
+
+def test_histories_hold_nothing_personal_and_stay_small() -> None:
+    for history in HISTORIES:
+        text = (ROOT / f"tests/upgrades/histories/{history.name}.json").read_text("utf-8")
+        assert len(text) < 40_000, history.name
+        assert "somebody" in text
