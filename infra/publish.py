@@ -1,8 +1,8 @@
 """Publishes what infra makes: ``python -m infra.publish`` (``make asl``).
 
-Writes two files, each the same for the same sources:
+Writes these files, each the same for the same sources:
 
-* ``workflows/asl/onboard.asl.json``: the machine, with ``${Placeholder}`` for every resource;
+* ``workflows/asl/<machine>.asl.json``: each machine, with ``${Placeholder}`` for every resource;
 * ``infra/templates/local.template.json``: the CloudFormation template of the stage ``local``,
   which the laptop deploys.
 """
@@ -14,7 +14,9 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
+
+from aws_cdk import CfnElement
 
 from infra.app import build
 from infra.reading import arrange
@@ -32,11 +34,16 @@ class Synthesis:
 
     Attributes:
         template: The stack's CloudFormation template.
-        machine: The machine's definition with placeholders.
+        machines: Definition of each machine with placeholders, by the machine's name.
     """
 
     template: dict[str, Any]
-    machine: dict[str, Any]
+    machines: dict[str, dict[str, Any]]
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """The machine ``onboard``."""
+        return self.machines[onboard.NAME]
 
 
 def synthesize(settings: StageSettings, outdir: Path) -> Synthesis:
@@ -47,11 +54,11 @@ def synthesize(settings: StageSettings, outdir: Path) -> Synthesis:
         outdir: Where CDK writes its cloud assembly.
 
     Raises:
-        LimnerError: ``INTERNAL``, if the machine refers to something without a placeholder.
+        LimnerError: ``INTERNAL``, if a machine refers to something without a placeholder.
     """
     app, stack = build(settings, outdir)
     template: dict[str, Any] = app.synth().get_stack_by_name(stack.stack_name).template
-    return Synthesis(template, _machine(stack, template))
+    return Synthesis(template, {name: _machine(stack, name, template) for name in stack.machines})
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -63,26 +70,21 @@ def main() -> None:
     """Writes the published files."""
     with tempfile.TemporaryDirectory() as outdir:
         made = synthesize(laptop(), Path(outdir))
-    for path, document in (
-        (asl.path(onboard.NAME), made.machine),
-        (TEMPLATE, made.template),
-    ):
+    published = {asl.path(name): machine for name, machine in made.machines.items()}
+    for path, document in {**published, TEMPLATE: made.template}.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(render(document), encoding="utf-8")
 
 
-def _machine(stack: LimnerStack, template: Mapping[str, Any]) -> dict[str, Any]:
-    """The definition of the stack's machine, with placeholders instead of references."""
+def _machine(stack: LimnerStack, name: str, template: Mapping[str, Any]) -> dict[str, Any]:
+    """The definition of one of the stack's machines, with placeholders instead of references."""
     placeholders = {
         json.dumps(stack.resolve(value)): f"${{{name}}}"
         for name, value in stack.resources_of_machine.items()
     }
     placeholders[json.dumps({"Ref": "AWS::Partition"})] = "aws"
-    machine = next(
-        resource
-        for resource in template["Resources"].values()
-        if resource["Type"] == "AWS::StepFunctions::StateMachine"
-    )
+    resource = stack.machines[name].node.default_child
+    machine = template["Resources"][stack.get_logical_id(cast("CfnElement", resource))]
     _, parts = machine["Properties"]["DefinitionString"]["Fn::Join"]
     text = ""
     for part in parts:
@@ -91,7 +93,7 @@ def _machine(stack: LimnerStack, template: Mapping[str, Any]) -> dict[str, Any]:
         elif (reference := json.dumps(part)) in placeholders:
             text += placeholders[reference]
         else:
-            raise LimnerError("INTERNAL", f"The machine has no placeholder for {reference}.")
+            raise LimnerError("INTERNAL", f"{name} has no placeholder for {reference}.")
     return arrange(json.loads(text))
 
 
