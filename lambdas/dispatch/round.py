@@ -158,7 +158,7 @@ class Round:
         if refusal.reason is Reason.USER:
             return True  # others were faster; the gate as we know it now tells whom they took
         wait_ms = refusal.wait_ms
-        if refusal.reason is not Reason.RATE or self._clock.remaining_ms() < wait_ms + SPARE_MS:
+        if refusal.reason is not Reason.RATE or self._clock.remaining_ms() <= wait_ms + SPARE_MS:
             return False
         self._clock.pause(wait_ms / 1000)
         return True
