@@ -71,6 +71,16 @@ def test_onboard_without_waiting(aws: World, shell: Shell) -> None:
     assert len(aws.uploaded()) == 4
 
 
+def test_onboard_into_the_queue(aws: World, shell: Shell) -> None:
+    shell.photos(3)
+    document = shell.json("onboard", "alice", "photos", "--queue", "--no-wait")
+    assert document["request"]["queue"] == document["request"]["shard"]
+    assert aws.executions() == []
+    request_id = document["request"]["request_id"]
+    result = shell("status", "alice", "--request", request_id)
+    assert f"request {request_id} is QUEUED, in the queue" in result.stdout
+
+
 def test_onboard_as_json_prints_one_document(aws: World, shell: Shell) -> None:
     shell.photos(3)
     document = shell.json("onboard", "alice", "photos", "--no-wait", "--model", "dog")
@@ -158,6 +168,9 @@ def test_cancel(aws: World, shell: Shell) -> None:
     aws.put_request(request_id="r1", user_id="alice", status="QUEUED")
     assert shell("cancel", "r1").stdout == "Request r1 is CANCELLED.\n"
     assert shell("cancel", "r2").exit_code == 4
+    batch = "arn:aws:states:us-east-1:123456789012:execution:onboard_batch:b1"
+    aws.put_request(request_id="r3", user_id="alice", status="TRAINING", owner=batch)
+    assert "shares a job with others, which goes on" in shell("cancel", "r3").stdout
 
 
 # Status.

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from limner.cli.output import seconds
-from limner.cli.view import ProgressView
+from limner.cli.view import ProgressView, describe
 from limner.client import JobProgress, Progress, Request, StateVisit
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -54,6 +54,19 @@ def test_a_log_gets_a_line_for_each_change() -> None:
         "  2  FineTune  3 retries",
         "     request r1 is READY",
     ]
+
+
+def test_a_request_without_states_says_where_it_stands() -> None:
+    queued = request("QUEUED").model_copy(update={"queue": "3"})
+    others = JobProgress("j", "InProgress", "Downloading")
+    assert describe(Progress(queued)) == ["     request r1 is QUEUED, in the queue"]
+    assert describe(Progress(request(), (), others)) == [
+        "     request r1 is TRAINING, in a job with others: Downloading"
+    ]
+    out = io.StringIO()
+    with ProgressView(Console(file=out, force_terminal=True, width=200)) as view:
+        view.update(Progress(queued))
+    assert "request r1 is QUEUED, in the queue" in out.getvalue()
 
 
 def test_a_terminal_gets_a_table_with_the_states() -> None:

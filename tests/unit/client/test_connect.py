@@ -57,6 +57,15 @@ def test_the_deployment_comes_from_the_stacks_outputs() -> None:
         assert find_deployment(clients.cloudformation, "qa") == DEPLOYMENT
 
 
+def test_an_older_stack_lacks_outputs_that_are_asked_for_later() -> None:
+    needed = {name: value for name, value in OUTPUTS.items() if value}
+    found = Deployment.from_outputs(needed)
+    assert found == DEPLOYMENT
+    assert found.register_function == ""
+    newer = {**needed, "RegisterFunctionName": "f", "BusName": "bus", "Other": "x"}
+    assert Deployment.from_outputs(newer).register_function == "f"
+
+
 def test_a_stack_without_an_output_is_named() -> None:
     clients = Clients.of(session())
     some = {name: value for name, value in OUTPUTS.items() if name != "EndpointName"}
@@ -94,6 +103,8 @@ def test_settings_need_no_cloudformation(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("limner.client.facade.find_deployment", forbidden)
     assert Limner.connect(session=session()).deployment == DEPLOYMENT
+    monkeypatch.setenv("LIMNER_REGISTER_FUNCTION", "f")
+    assert Limner.connect(session=session()).deployment.register_function == "f"
     other = Deployment(**{**asdict(DEPLOYMENT), "bucket": "other"})
     assert Limner.connect(session=session(), deployment=other).deployment == other
     with pytest.raises(AssertionError):  # a named stage is looked up
@@ -139,6 +150,10 @@ def test_execution_arns() -> None:
         DEPLOYMENT.execution_arn("r1-1")
         == "arn:aws:states:us-east-1:123456789012:execution:onboard:r1-1"
     )
+    assert DEPLOYMENT.works_alone(DEPLOYMENT.execution_arn("r1-1"))
+    assert not DEPLOYMENT.works_alone(
+        "arn:aws:states:us-east-1:123456789012:execution:onboard_batch:b1"
+    )
 
 
 def answer(operation: str, code: str, message: str = "m") -> ClientError:
@@ -154,6 +169,7 @@ def answer(operation: str, code: str, message: str = "m") -> ClientError:
         (answer("PutObject", "NoSuchBucket"), "NOT_DEPLOYED"),
         (answer("StartExecution", "StateMachineDoesNotExist"), "NOT_DEPLOYED"),
         (answer("GetItem", "ResourceNotFoundException"), "NOT_DEPLOYED"),
+        (answer("Invoke", "ResourceNotFoundException"), "NOT_DEPLOYED"),
         (answer("DescribeTrainingJob", "ResourceNotFoundException"), "AWS_ERROR"),
         (answer("GetItem", "AccessDeniedException"), "AWS_ERROR"),
         (answer("GetItem", ""), "AWS_ERROR"),
