@@ -62,7 +62,7 @@ def start(
         clock_scale: Real seconds per second of Wait states and of Retry's back-off.
         deploy: Whether to deploy Limner's stack, base and Lambda functions; idempotent.
         deadline_s: Seconds until the laptop must be up and deployed.
-        jobs_at_once: Training processes that run side by side.
+        jobs_at_once: Training jobs that run side by side, whatever their InstanceCount.
         instance_quota: Training instances in use at once.
 
     Raises:

@@ -13,7 +13,8 @@ from limner.local.objects import Location
 from limner.local.sagemaker import channels, requests
 from limner.local.sagemaker.arns import TRAINING_JOB, arn
 from limner.local.sagemaker.fleet import MAX_INSTANCES
-from limner.local.sagemaker.lifecycle import DEFAULT_MAX_RUNTIME_S, JobRun, Platform
+from limner.local.sagemaker.lifecycle import JobRun, Platform
+from limner.local.sagemaker.limits import DEFAULT_MAX_RUNTIME_S
 from limner.local.sagemaker.pages import page
 from limner.local.sagemaker.pools import is_available, keep_alive_s
 from limner.local.sagemaker.records import is_over, new_record, transition

@@ -26,12 +26,12 @@ from limner.local.errors import ServiceError
 from limner.local.images import Images
 from limner.local.objects import Location, Objects
 from limner.local.sagemaker import channels
-from limner.local.sagemaker.checkpoints import CheckpointSync
 from limner.local.sagemaker.container import FAILURE_CHARACTERS, GRACE_S
 from limner.local.sagemaker.fleet import Fleet
-from limner.local.sagemaker.metrics import LogMetrics, latest
+from limner.local.sagemaker.limits import Limits
 from limner.local.sagemaker.pools import WarmPools
 from limner.local.sagemaker.records import artifact_location, transition
+from limner.local.sagemaker.reports import Reports
 from limner.local.sagemaker.store import Record, Store
 from limner.local.settings import DaemonSettings, aws_environment
 from limner.local.trouble import Trouble
@@ -40,7 +40,6 @@ CAPACITY_ERROR = (
     "CapacityError: Unable to provision requested ML compute capacity. "
     "Please retry using a different ML instance type."
 )
-DEFAULT_MAX_RUNTIME_S = 86_400
 # How long new spot capacity is waited for, in seconds of the dial ``waits``.
 INTERRUPTION_S = 60.0
 _POLL_S = 0.03
@@ -90,19 +89,6 @@ class _Ended(Exception):  # noqa: N818  # a way out, not an error
 
 class _Interrupted(Exception):  # noqa: N818  # a way back, not an error
     """The spot instances are gone; the job begins again."""
-
-
-@dataclass
-class _Reports:
-    """What a running job leaves outside of its instances.
-
-    Attributes:
-        syncs: Of each instance's checkpoints.
-        metrics: Of each instance's log.
-    """
-
-    syncs: list[CheckpointSync]
-    metrics: list[LogMetrics]
 
 
 @dataclass
@@ -161,7 +147,7 @@ class JobRun:
         """Runs the phases; None if the laptop stops meanwhile."""
         platform = self.platform
         has_slot = False
-        self._begin_limits()
+        self._limits = Limits(platform.clock, self._record())
         try:
             self._find_machines()
             has_slot = self._wait_for_slot()
@@ -180,16 +166,6 @@ class JobRun:
                 platform.slots.release()
         return None if platform.closing.is_set() else ending
 
-    def _begin_limits(self) -> None:
-        """MaxWaitTimeInSeconds counts from here, MaxRuntimeInSeconds from the first training."""
-        record, clock = self._record(), self.platform.clock
-        condition = record["StoppingCondition"]
-        runtime_s = condition.get("MaxRuntimeInSeconds", DEFAULT_MAX_RUNTIME_S)
-        wait_s = condition.get("MaxWaitTimeInSeconds")
-        self._new_runtime: Callable[[], Deadline] = lambda: clock.deadline(runtime_s)
-        self._runtime: Deadline | None = None
-        self._wait = None if wait_s is None else clock.deadline(wait_s)
-
     def _find_machines(self) -> None:
         if not self.is_warm and self.platform.trouble.no_capacity():
             raise _failed(CAPACITY_ERROR)
@@ -200,10 +176,15 @@ class JobRun:
         return True
 
     def _stop_if_asked(self) -> None:
+        end = self._reason_to_end()
+        if end is not None:
+            raise end
+
+    def _reason_to_end(self) -> _Ended | None:
         if self.stop.is_set() or self.platform.closing.is_set():
-            raise _Ended("Stopped", "Stopped")
-        if self._wait is not None and self._wait.passed():
-            raise _Ended("Stopped", "MaxWaitTimeExceeded")
+            return _Ended("Stopped", "Stopped")
+        exceeded = self._limits.exceeded()
+        return None if exceeded is None else _Ended("Stopped", exceeded)
 
     def _work(self, fleet: Fleet) -> _Ended:
         """Downloads and trains, again after each interruption of spot instances."""
@@ -213,13 +194,9 @@ class JobRun:
                 return self._train(fleet)
             except _Interrupted:
                 self._move("InProgress", "Interrupted")
-                self.platform.clock.sleep(INTERRUPTION_S, self._is_unwanted)
+                self.platform.clock.sleep(INTERRUPTION_S, lambda: self._reason_to_end() is not None)
                 self._stop_if_asked()
                 self._move("InProgress", "Starting")
-
-    def _is_unwanted(self) -> bool:
-        late = self._wait is not None and self._wait.passed()
-        return late or self.stop.is_set() or self.platform.closing.is_set()
 
     def _download(self, fleet: Fleet) -> None:
         self._stop_if_asked()
@@ -240,7 +217,8 @@ class JobRun:
     def _train(self, fleet: Fleet) -> _Ended:
         """Runs the programs; returns how the job ends once its model is uploaded."""
         record = self._record()
-        reports = self._reports(fleet, record)
+        reports = Reports(self.platform.objects, fleet, record)
+        reports.restore()
         self._move("InProgress", "Training")
         image = record["AlgorithmSpecification"]["TrainingImage"]
         fleet.start(self.platform.images.command(image), self._environment(record))
@@ -254,14 +232,14 @@ class JobRun:
             raise _failed(culprit.failure_reason(culprit.exit_code() or 0))
         return ending or _Ended("Completed", "Completed")
 
-    def _watch(self, fleet: Fleet, reports: _Reports, record: Record) -> _Ended | None:
+    def _watch(self, fleet: Fleet, reports: Reports, record: Record) -> _Ended | None:
         """Waits for the end of all programs; returns the reason if they were made to end.
 
         Raises:
             _Interrupted: After the programs' end, if the spot instances were taken away.
         """
         clock, is_spot = self.platform.clock, record["EnableManagedSpotTraining"]
-        self._runtime = self._runtime or self._new_runtime()
+        self._limits.training_begins()
         grace: Deadline | None = None
         ending: _Ended | None = None
         is_interrupted = False
@@ -274,7 +252,11 @@ class JobRun:
                 if ending is not None:
                     self._move("Stopping", "Stopping")
                 else:
-                    is_interrupted = is_spot and self._interrupts_spot(reports)
+                    is_interrupted = (
+                        is_spot
+                        and reports.has_something_to_lose()
+                        and self.platform.trouble.interrupts_spot()
+                    )
                 # One instance that fails ends the others: the job has failed.
                 if ending is not None or is_interrupted or fleet.failed() is not None:
                     fleet.terminate()
@@ -287,21 +269,6 @@ class JobRun:
             raise _Interrupted
         return ending
 
-    def _reason_to_end(self) -> _Ended | None:
-        if self.stop.is_set():
-            return _Ended("Stopped", "Stopped")
-        if self._wait is not None and self._wait.passed():
-            return _Ended("Stopped", "MaxWaitTimeExceeded")
-        if self._runtime is not None and self._runtime.passed():
-            return _Ended("Stopped", "MaxRuntimeExceeded")
-        return None
-
-    def _interrupts_spot(self, reports: _Reports) -> bool:
-        """An ordered interruption strikes when there is something to lose: a new checkpoint."""
-        if reports.syncs and not any(sync.has_uploaded for sync in reports.syncs):
-            return False
-        return self.platform.trouble.interrupts_spot()
-
     def _upload(self, fleet: Fleet) -> None:
         if self.platform.closing.is_set():
             return
@@ -312,26 +279,8 @@ class JobRun:
             output = Location.parse(record["OutputDataConfig"]["S3OutputPath"])
             self.platform.objects.upload(archive, artifact_location(output, self.name))
 
-    def _reports(self, fleet: Fleet, record: Record) -> _Reports:
-        """Checkpoints are copied in to each instance before the first program starts."""
-        config = record.get("CheckpointConfig")
-        syncs = []
-        if config is not None:
-            target = Location.parse(config["S3Uri"])
-            syncs = [
-                CheckpointSync(self.platform.objects, container.checkpoints, target)
-                for container in fleet.containers
-            ]
-        for sync in syncs:
-            sync.restore()
-        definitions = record["AlgorithmSpecification"].get("MetricDefinitions", [])
-        metrics = [LogMetrics(container.log, definitions) for container in fleet.containers]
-        return _Reports(syncs, metrics)
-
-    def _report(self, reports: _Reports) -> None:
-        for sync in reports.syncs:
-            sync.run()
-        values = latest([metrics.update() for metrics in reports.metrics])
+    def _report(self, reports: Reports) -> None:
+        values = reports.run()
         if values:
             with self.platform.store.change(self.name) as record:
                 record["FinalMetricDataList"] = values
