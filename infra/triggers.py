@@ -123,14 +123,7 @@ class Triggers(Construct):
             statements=[
                 rights.records(self._store.requests, "GetItem", "UpdateItem"),
                 iam.PolicyStatement(
-                    actions=["events:PutEvents"],
-                    resources=[self.bus.event_bus_arn],
-                    conditions={
-                        "StringEquals": {
-                            "events:source": SOURCE,
-                            "events:detail-type": REQUESTED_EVENT,
-                        }
-                    },
+                    actions=["events:PutEvents"], resources=[self.bus.event_bus_arn]
                 ),
             ],
             # A presigned POST may do what its signer may do.

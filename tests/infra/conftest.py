@@ -6,6 +6,7 @@ import pytest
 
 from infra.publish import Synthesis, synthesize
 from infra.settings import StageSettings, laptop
+from tests.infra.iam import Account
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +23,7 @@ def cloud_assembly(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cloud(cloud_assembly: Path) -> Synthesis:
-    """A stage on AWS."""
+    """A stage on AWS, with a key of its own."""
     return synthesize(StageSettings(stage="prod"), cloud_assembly)
 
 
@@ -31,3 +32,9 @@ def stage(request: pytest.FixtureRequest) -> Synthesis:
     """Each of the two."""
     made: Synthesis = request.getfixturevalue(request.param)
     return made
+
+
+@pytest.fixture(scope="session")
+def account(cloud: Synthesis) -> Account:
+    """The account after the deployment of the stage on AWS."""
+    return Account(cloud.template)
