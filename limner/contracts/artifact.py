@@ -57,7 +57,8 @@ class Manifest(BaseModel):
         config_sha256: Hash of the training config.
         adapter_sha256: Hash of ``adapter.safetensors``.
         packed_sha256: Hash of ``adapter.packed.safetensors``.
-        metrics: Figures of the training: ``loss``, ``steps``, ``seconds``, ``photos`` …
+        metrics: Figures of the training: ``loss``, ``steps``, ``photos`` …; no wall times, so that
+            equal adapters give equal archives.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -58,7 +58,7 @@ class TaskResult(BaseModel):
         request_id: The wish.
         status: Whether there is an artifact.
         seconds: Wall time of the task.
-        metrics: Figures of the training, as in the artifact's manifest.
+        metrics: Figures of the training, as in the artifact's manifest, and its timings.
         error: Why it failed; None if it did not.
         artifact_sha256: Hash of ``model.tar.gz``; empty if it failed.
     """
