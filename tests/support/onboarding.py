@@ -11,15 +11,17 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from limner.contracts import keys
-from limner.contracts.onboarding import OnboardingInput
+from limner.contracts.onboarding import BatchInput, OnboardingInput
+from limner.contracts.times import utc_now
+from limner.contracts.training import TrainingConfig
 from limner.local.deploy import deploy_stack
+from limner.registry import Request
 from tests.support.laptop import TestLaptop, until
 
 DEPLOY_DEADLINE_S = 60
@@ -38,29 +40,50 @@ class Stack:
     def wish(self, **changes: Any) -> OnboardingInput:
         """The input of an onboarding of a fresh user."""
         unique = uuid.uuid4().hex[:12]
-        values = {"request_id": f"r{unique}", "user_id": f"user-{unique}", "hyperparameters": {}}
+        values = {"request_id": f"r{unique}", "user_id": f"user-{unique}"}
         return OnboardingInput.model_validate({**values, **changes})
 
-    def put_request(self, wish: OnboardingInput) -> None:
-        """Writes the request's row and uploads its photos, as the client does."""
-        now = datetime.now(UTC).isoformat()
-        self.table("RequestsTableName").put_item(
-            Item={
-                "request_id": wish.request_id,
-                "user_id": wish.user_id,
-                "model_id": wish.model_id,
-                "status": "QUEUED",
-                "created_at": now,
-                "updated_at": now,
-                "photos": 3,
-                "attempt": wish.attempt,
-                "input_digest": "0" * 64,
-            }
+    def put_request(self, wish: OnboardingInput, **behaviour: Any) -> None:
+        """Writes the request's row, its config and its photos, as the client does.
+
+        The row is in no queue: nobody but the test starts its onboarding.
+
+        Args:
+            wish: The request.
+            **behaviour: What the stand-in for training is to do (``tests.support.trainer``).
+        """
+        shard = keys.shard_of(wish.user_id)
+        row = Request.new(
+            wish.request_id,
+            wish.user_id,
+            wish.model_id,
+            retrain=wish.retrain,
+            steps=TrainingConfig().steps,
+            photos=3,
+            input_digest="0" * 64,
+            queued=False,
         )
+        row = row.model_copy(update={"attempt": wish.attempt})
+        # As dispatch leaves it: leased, and still in the index of what has not ended.
+        item = {**row.to_item(), "lease_until": {"S": utc_now()}, "open": {"S": shard}}
+        self.laptop.client("dynamodb").put_item(
+            TableName=self.outputs["RequestsTableName"], Item=item
+        )
+        self.put_config(wish)
         prefix = keys.uploads_prefix(wish.user_id, wish.request_id)
-        for number in range(3):
-            key = f"{prefix}{number}.png"
-            self.laptop.s3.put_object(Bucket=self.outputs["BucketName"], Key=key, Body=b"photo")
+        photos = {f"{number}.png": b"photo" for number in range(3)}
+        if behaviour:
+            photos["behave"] = json.dumps(behaviour).encode()
+        for name, body in photos.items():
+            self.put_object(f"{prefix}{name}", body)
+
+    def put_config(self, wish: OnboardingInput, config: bytes | None = None) -> None:
+        """Writes the request's training config; the default one if there is none."""
+        key = f"{keys.config_prefix(wish.request_id)}{keys.CONFIG_FILE}"
+        self.put_object(key, config or TrainingConfig().model_dump_json().encode())
+
+    def put_object(self, key: str, body: bytes) -> None:
+        self.laptop.s3.put_object(Bucket=self.outputs["BucketName"], Key=key, Body=body)
 
     def start(self, wish: OnboardingInput, name: str | None = None) -> str:
         """Starts the machine; returns the execution's ARN."""
@@ -71,10 +94,32 @@ class Stack:
         )["executionArn"]
         return arn
 
-    def onboard(self, wish: OnboardingInput, deadline_s: float = 60) -> dict[str, Any]:
+    def onboard(
+        self, wish: OnboardingInput, deadline_s: float = 60, **behaviour: Any
+    ) -> dict[str, Any]:
         """Puts the request, runs the machine to its end, returns DescribeExecution's answer."""
-        self.put_request(wish)
+        self.put_request(wish, **behaviour)
         return self.laptop.finish(self.start(wish), deadline_s)
+
+    # -- A batch ----------------------------------------------------------------------------------
+
+    def batch(self, *wishes: OnboardingInput) -> BatchInput:
+        """The input of the machine of batches."""
+        executions = [keys.execution_name(wish.request_id, wish.attempt) for wish in wishes]
+        return BatchInput(batch_id=keys.batch_id(executions), requests=wishes)
+
+    def start_batch(self, batch: BatchInput) -> str:
+        """Starts the machine of batches; returns the execution's ARN."""
+        arn: str = self.laptop.states.start_execution(
+            stateMachineArn=self.outputs["OnboardBatchMachineArn"],
+            name=keys.execution_name(batch.batch_id, batch.attempt),
+            input=batch.model_dump_json(),
+        )["executionArn"]
+        return arn
+
+    def onboard_batch(self, *wishes: OnboardingInput, deadline_s: float = 60) -> dict[str, Any]:
+        """Runs a batch of requests, which lie there already, to its end."""
+        return self.laptop.finish(self.start_batch(self.batch(*wishes)), deadline_s)
 
     # -- What it left -----------------------------------------------------------------------------
 
@@ -124,14 +169,20 @@ class Stack:
             and event["taskFailedEventDetails"]["error"].startswith("SageMaker.")
         ]
 
-    def jobs(self, wish: OnboardingInput) -> list[str]:
-        """Names of the training jobs of a request."""
+    def jobs(self, wish: OnboardingInput | BatchInput) -> list[str]:
+        """Names of the training jobs of a request, or of a batch."""
+        name = wish.batch_id if isinstance(wish, BatchInput) else wish.request_id
         pages = self.laptop.sagemaker.get_paginator("list_training_jobs").paginate(
-            NameContains=wish.request_id
+            NameContains=name
         )
         return sorted(
             job["TrainingJobName"] for page in pages for job in page["TrainingJobSummaries"]
         )
+
+    def job(self, name: str) -> dict[str, Any]:
+        """DescribeTrainingJob's answer."""
+        answer: dict[str, Any] = self.laptop.sagemaker.describe_training_job(TrainingJobName=name)
+        return answer
 
     def artifact_keys(self, wish: OnboardingInput) -> list[str]:
         """What lies under the endpoint's prefix for the user."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 from limner.contracts import keys
 from limner.contracts.errors import REGISTRY
 from limner.contracts.onboarding import OnboardingFailed, OnboardingReady
+from limner.contracts.training import TrainingConfig
 from limner.local.trouble import Fault, FaultKind
 from tests.support.laptop import until
 from tests.support.onboarding import Stack
+from workflows import retries
 
 TRAINED_PATH = [
     "CheckModelStatus",
@@ -32,13 +35,27 @@ TRAINED_PATH = [
     "NotifyReady",
     "Onboarded",
 ]
-FAILED_END = ["RecordFailure", "NotifyFailure", "Failed"]
+FAILED_END = ["RecordFailure", "NotifyFailure", "RecordAnnouncement", "Failed"]
+
+
+def instance_types(stack: Stack) -> list[str]:
+    """The list that the stack was deployed with."""
+    described = stack.laptop.states.describe_state_machine(
+        stateMachineArn=stack.outputs["OnboardMachineArn"]
+    )
+    (types,) = set(re.findall(r"States.StringSplit\('([^']+)'", described["definition"]))
+    return types.split(",")
+
+
+def assert_in_no_index(record: dict[str, Any]) -> None:
+    """Whatever has ended is neither queued nor open, and belongs to no dispatcher."""
+    assert {"open", "queue", "lease_until"}.isdisjoint(record)
 
 
 def assert_failed(stack: Stack, wish: Any, execution: dict[str, Any], code: str) -> dict[str, Any]:
     """A failure is in the record, in the notification and in the execution, in the same words."""
     assert execution["status"] == "FAILED"
-    assert stack.states(execution)[-3:] == FAILED_END
+    assert stack.states(execution)[-4:] == FAILED_END
     assert execution["error"] == code
     record = stack.request(wish)
     assert record["status"] == "FAILED"
@@ -47,6 +64,9 @@ def assert_failed(stack: Stack, wish: Any, execution: dict[str, Any], code: str)
     (heard,) = stack.notifications(wish)
     told = OnboardingFailed.model_validate(heard)
     assert (told.code, told.message) == (code, record["error"]["message"])
+    assert told.fault == record["error"]["fault"] == REGISTRY[code].fault
+    assert "unannounced" not in record
+    assert_in_no_index(record)
     model = stack.model(wish)
     assert model is None or "active_request" not in model, "a failure frees the model"
     error: dict[str, Any] = record["error"]
@@ -59,6 +79,7 @@ def assert_ready(stack: Stack, wish: Any, execution: dict[str, Any], version: in
     record = stack.request(wish)
     assert record["status"] == "READY"
     assert record["owner"] == execution["executionArn"]
+    assert_in_no_index(record)
     model = stack.model(wish)
     assert model is not None
     assert model["live_version"] == version
@@ -82,6 +103,15 @@ def test_a_new_user_gets_a_model(stack: Stack) -> None:
     (heard,) = stack.notifications(wish)
     told = OnboardingReady.model_validate(heard)
     assert (told.request_id, told.version) == (wish.request_id, 1)
+
+
+def test_the_job_is_told_its_config_by_a_file(stack: Stack) -> None:
+    wish = stack.wish()
+    assert_ready(stack, wish, stack.onboard(wish))
+    job = stack.job(keys.job_name(wish.request_id, 1))
+    assert job.get("HyperParameters", {}) == {}
+    channels = [channel["ChannelName"] for channel in job["InputDataConfig"]]
+    assert channels == ["photos", "config", "base"]
 
 
 def test_a_user_with_a_model_is_ready_at_once(stack: Stack) -> None:
@@ -134,23 +164,40 @@ def test_throttled_for_ever_ends_with_a_name(stack: Stack) -> None:
     assert stack.jobs(wish) == []
 
 
-def test_a_full_quota_has_a_patience_of_its_own(stack: Stack) -> None:
+def test_a_full_quota_is_waited_for_and_the_user_may_know(stack: Stack) -> None:
+    stack.laptop.control.trouble(quota_full=True)
+    wish = stack.wish()
+    stack.put_request(wish)
+    arn = stack.start(wish)
+    until(lambda: stack.request(wish)["status"], lambda s: s == "WAITING_FOR_CAPACITY")
+    stack.laptop.control.trouble()
+    execution = stack.laptop.finish(arn)
+    assert_ready(stack, wish, execution)
+    states = stack.states(execution)
+    assert states.count("CountWait") == states.count("WaitForCapacity") >= 1
+    assert "NextAttempt" not in states
+    assert stack.jobs(wish) == [keys.job_name(wish.request_id, 1)], "no job was made: same name"
+    assert stack.request(wish)["attempt"] == 1
+
+
+def test_a_quota_that_stays_full_ends_with_a_name(stack: Stack) -> None:
     stack.laptop.control.clock(0)
     stack.laptop.control.trouble(quota_full=True)
     wish = stack.wish()
-    execution = stack.onboard(wish)
-    assert_failed(stack, wish, execution, "QUOTA_EXCEEDED")
-    tries = stack.failed_tries(execution)
-    assert set(tries) == {"SageMaker.ResourceLimitExceededException"}
-    assert len(tries) == 37
+    execution = stack.onboard(wish, deadline_s=120)
+    error = assert_failed(stack, wish, execution, "QUOTA_EXCEEDED")
+    assert error["fault"] == "aws"
+    assert stack.states(execution).count("WaitForCapacity") == retries.QUOTA_WAITS
+    assert set(stack.failed_tries(execution)) == {retries.JOB_QUOTA}
+    assert stack.jobs(wish) == []
 
 
 def test_a_lost_reply_buys_one_job_which_is_adopted(stack: Stack) -> None:
     stack.laptop.control.trouble(
         faults=[Fault("sagemaker:CreateTrainingJob", kind=FaultKind.LOST_REPLY)]
     )
-    wish = stack.wish(hyperparameters={"seconds": "0.5"})
-    execution = stack.onboard(wish)
+    wish = stack.wish()
+    execution = stack.onboard(wish, seconds=0.5)
     assert_ready(stack, wish, execution)
     assert "AwaitJob" in stack.states(execution)
     assert stack.jobs(wish) == [keys.job_name(wish.request_id, 1)]
@@ -164,13 +211,33 @@ def test_no_capacity_takes_a_new_attempt_with_a_new_job(stack: Stack) -> None:
     assert "NextAttempt" in stack.states(execution)
     assert stack.jobs(wish) == [keys.job_name(wish.request_id, n) for n in (1, 2)]
     assert stack.request(wish)["attempt"] == 2
+    types = [stack.job(name)["ResourceConfig"]["InstanceType"] for name in stack.jobs(wish)]
+    assert types == instance_types(stack)[:2], "another machine, where the first had none free"
 
 
 def test_no_capacity_for_ever_ends_with_a_name(stack: Stack) -> None:
     stack.laptop.control.trouble(capacity_failures=-1)
     wish = stack.wish()
     assert_failed(stack, wish, stack.onboard(wish), "NO_CAPACITY")
-    assert len(stack.jobs(wish)) == 3
+    assert len(stack.jobs(wish)) == len(instance_types(stack))
+
+
+def test_a_permission_that_is_missing_is_told_by_its_name(stack: Stack) -> None:
+    """It shares its error name with throttling, which Retry cannot tell apart; the record can."""
+    stack.laptop.control.clock(0)
+    stack.laptop.control.trouble(
+        faults=[
+            Fault(
+                "sagemaker:CreateTrainingJob",
+                code="AccessDeniedException",
+                message="User is not authorized to perform sagemaker:CreateTrainingJob",
+                times=None,
+            )
+        ]
+    )
+    wish = stack.wish()
+    error = assert_failed(stack, wish, stack.onboard(wish), "AWS_ERROR")
+    assert "not authorized" in error["message"]
 
 
 # -- The job in trouble ---------------------------------------------------------------------------
@@ -178,23 +245,23 @@ def test_no_capacity_for_ever_ends_with_a_name(stack: Stack) -> None:
 
 def test_a_failed_training_is_told_in_the_container_s_own_words(stack: Stack) -> None:
     reason = "PHOTO_TOO_SMALL: 2.png is 8x8 pixels; a side needs 32. Fix: Replace the photo."
-    wish = stack.wish(hyperparameters={"behave": "fail", "reason": reason})
-    execution = stack.onboard(wish)
+    wish = stack.wish()
+    execution = stack.onboard(wish, behave="fail", reason=reason)
     error = assert_failed(stack, wish, execution, "PHOTO_TOO_SMALL")
     assert "2.png is 8x8 pixels" in error["message"]
     assert stack.artifact_keys(wish) == []
 
 
 def test_a_crash_without_a_reason_is_a_failed_training(stack: Stack) -> None:
-    wish = stack.wish(hyperparameters={"behave": "crash"})
-    error = assert_failed(stack, wish, stack.onboard(wish), "TRAINING_FAILED")
+    wish = stack.wish()
+    error = assert_failed(stack, wish, stack.onboard(wish, behave="crash"), "TRAINING_FAILED")
     assert "3" in error["message"], "the exit code is the only reason there is"
 
 
 def test_a_job_that_never_ends_meets_the_task_s_timeout_and_is_stopped(stack: Stack) -> None:
-    stack.laptop.control.clock(0.01, timeouts=0.0001)
-    wish = stack.wish(hyperparameters={"behave": "hang"})
-    execution = stack.onboard(wish)
+    stack.laptop.control.clock(0.01, timeouts=0.00004)
+    wish = stack.wish()
+    execution = stack.onboard(wish, behave="hang")
     stack.laptop.control.clock(0.01, timeouts=1.0)
     assert_failed(stack, wish, execution, "DEADLINE_EXCEEDED")
     (name,) = stack.jobs(wish)
@@ -209,8 +276,8 @@ def test_a_job_that_never_ends_meets_the_task_s_timeout_and_is_stopped(stack: St
 
 
 def test_a_stopped_execution_stops_its_job_and_ends_its_request(stack: Stack) -> None:
-    wish = stack.wish(hyperparameters={"behave": "hang"})
-    stack.put_request(wish)
+    wish = stack.wish()
+    stack.put_request(wish, behave="hang")
     arn = stack.start(wish)
     name = keys.job_name(wish.request_id, 1)
     until(lambda: stack.jobs(wish), lambda jobs: jobs == [name])
@@ -263,8 +330,8 @@ def test_the_same_request_twice_is_one_execution_and_one_job(stack: Stack) -> No
 
 
 def test_a_second_execution_of_a_request_leaves_the_owner_alone(stack: Stack) -> None:
-    wish = stack.wish(hyperparameters={"seconds": "1.5"})
-    stack.put_request(wish)
+    wish = stack.wish()
+    stack.put_request(wish, seconds=1.5)
     first = stack.start(wish)
     until(lambda: stack.jobs(wish), lambda jobs: len(jobs) == 1)
     second = stack.laptop.finish(stack.start(wish, name=f"{wish.request_id}-other"))
@@ -276,8 +343,8 @@ def test_a_second_execution_of_a_request_leaves_the_owner_alone(stack: Stack) ->
 
 
 def test_two_requests_of_one_model_do_not_train_side_by_side(stack: Stack) -> None:
-    first = stack.wish(hyperparameters={"seconds": "1.5"})
-    stack.put_request(first)
+    first = stack.wish()
+    stack.put_request(first, seconds=1.5)
     running = stack.start(first)
     until(lambda: stack.jobs(first), lambda jobs: len(jobs) == 1)
     second = stack.wish(user_id=first.user_id)
@@ -368,8 +435,8 @@ def test_a_lost_reply_of_a_user_who_is_ready_is_recognised(stack: Stack) -> None
 
 def test_a_lost_condition_fails_without_touching_the_winner(stack: Stack) -> None:
     """Somebody else takes the request while its job trains: the old owner must not win."""
-    wish = stack.wish(hyperparameters={"seconds": "1.5"})
-    stack.put_request(wish)
+    wish = stack.wish()
+    stack.put_request(wish, seconds=1.5)
     arn = stack.start(wish)
     until(lambda: stack.jobs(wish), lambda jobs: len(jobs) == 1)
     stack.table("RequestsTableName").update_item(
@@ -401,11 +468,15 @@ def test_a_failure_that_the_machine_cannot_record_is_recorded_by_the_rule(stack:
     assert heard["code"] == "NO_CAPACITY"
 
 
-def test_neither_the_record_nor_the_notification_holds_a_prompt(stack: Stack) -> None:
+def test_neither_history_nor_record_nor_notification_holds_a_prompt(stack: Stack) -> None:
     canary = "canary-5f1d"
-    wish = stack.wish(hyperparameters={"preview_prompts": json.dumps([f"a photo of {canary}"])})
-    execution = stack.onboard(wish)
+    wish = stack.wish()
+    stack.put_request(wish)
+    config = TrainingConfig(preview_prompts=(f"a photo of {canary}",))
+    stack.put_config(wish, config.model_dump_json().encode())
+    execution = stack.laptop.finish(stack.start(wish))
     assert_ready(stack, wish, execution)
     (heard,) = stack.notifications(wish)
+    assert canary not in json.dumps(stack.history(execution), default=str)
     assert canary not in json.dumps(heard)
     assert canary not in json.dumps(stack.request(wish), default=str)
