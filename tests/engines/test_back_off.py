@@ -16,7 +16,7 @@ from unittest.mock import patch
 import pytest
 from moto.stepfunctions.parser.asl.component.common.retry import jitter_strategy_decl
 
-from tests.support.engines.cases import CASES, NEXT_WAIT, new_wish, play, put
+from tests.support.engines.cases import NEXT_WAIT
 from tests.support.engines.moto_stack import MotoStack, definition, moto_stack
 from workflows import retries
 from workflows.retries import ONBOARD, ONBOARD_BATCH, Retrier, TaskPolicy
@@ -109,15 +109,12 @@ def test_each_retry_block_waits_as_the_table_says(
         assert [high for _, high in draws] == (delays if retrier.jitter else [])
 
 
-def test_a_throttled_call_waits_a_random_part_of_each_delay() -> None:
-    (case,) = [case for case in CASES if case.name == "throttled for ever"]
-    with moto_stack() as stack:
-        play(stack, case)
-        waited = [sleep.seconds for sleep in stack.world.retries if sleep.state == "FineTune"]
+def test_full_jitter_waits_a_random_part_of_each_delay() -> None:
+    delays = provoke(all_states("onboard")["FineTune"]["Retry"], error_for(retries.SERVICE))
     bounds = retries.SERVICE.delays_s()
-    assert len(waited) == len(bounds)
-    assert all(0 <= delay <= bound for delay, bound in zip(waited, bounds, strict=True))
-    assert len(set(waited)) > len(waited) / 2, "a crowd would come back together"
+    assert len(delays) == len(bounds)
+    assert all(0 <= delay <= bound for delay, bound in zip(delays, bounds, strict=True))
+    assert len(set(delays)) > len(delays) / 2, "a crowd would come back together"
 
 
 def test_patience_with_a_full_quota_has_an_end() -> None:
@@ -126,8 +123,8 @@ def test_patience_with_a_full_quota_has_an_end() -> None:
     counted = f'"waits_left": {retries.QUOTA_WAITS}'
     assert counted in published
     with moto_stack({"onboard": published.replace(counted, '"waits_left": 2')}) as stack:
-        wish = new_wish()
-        put(stack, wish)
+        wish = stack.wish()
+        stack.put_request(wish)
         stack.laptop.control.trouble(quota_full=True)
         execution = stack.laptop.finish(stack.start(wish))
         assert execution["error"] == "QUOTA_EXCEEDED"

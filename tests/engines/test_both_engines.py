@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.engines.cases import CASES, DIFFERENCES, Case, check, on, play
+from tests.support.engines.cases import CASES, DIFFERENCES, ENGINES, Case, check, on, play
 from tests.support.engines.moto_stack import moto_stack
 from tests.support.onboarding import Stack
 
@@ -33,8 +33,16 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         yield Engine("moto", stack)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("engine", ["moto", "laptop"], indirect=True)
+@pytest.mark.parametrize(
+    ("engine", "case"),
+    [
+        pytest.param(engine, case, id=f"{engine}-{case.name}")
+        for engine in ENGINES
+        for case in CASES
+        if engine in case.engines
+    ],
+    indirect=["engine"],
+)
 def test_the_same_case_ends_the_same_way(engine: Engine, case: Case) -> None:
     expected = on(engine.name, case)
     check(expected, play(engine.stack, expected))

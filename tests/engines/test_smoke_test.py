@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.support.endpoint import two_pixel_png
-from tests.support.engines.cases import new_wish, put
 from tests.support.engines.moto_stack import moto_stack
 
 SOUND = two_pixel_png()
@@ -24,9 +23,8 @@ SOUND = two_pixel_png()
 def test_a_broken_image_keeps_the_model_from_going_live(image: bytes, words: str) -> None:
     with moto_stack() as stack:
         stack.world.endpoint.image = image
-        wish = new_wish()
-        put(stack, wish)
-        execution = stack.laptop.finish(stack.start(wish))
+        wish = stack.wish()
+        execution = stack.onboard(wish)
         assert execution["error"] == "SMOKE_TEST_FAILED"
         assert words in execution["cause"]
         assert len(stack.world.endpoint.calls) == 1, "a verdict is not asked for twice"

@@ -21,6 +21,7 @@ _SAME: Final = (
     ),
     (re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])"), "0" * 32),
     (re.compile(r"Request ID: [^;,)]+"), "Request ID: none"),
+    (re.compile(r"(?<=\"expires_at\": )\d+"), "1767225600"),
 )
 
 

@@ -64,14 +64,6 @@ def without_catch(machine: dict[str, Any]) -> None:
     del machine["States"]["FineTune"]["Catch"]
 
 
-def without_step(machine: dict[str, Any]) -> None:
-    machine["States"]["SmokeTest"]["Next"] = "NotifyReady"
-
-
-def without_retry(machine: dict[str, Any]) -> None:
-    del machine["States"]["FineTune"]["Retry"]
-
-
 def other_path(machine: dict[str, Any]) -> None:
     plan = machine["States"]["PlanTraining"]["Parameters"]
     plan["user_id.$"] = "$.user.id"
@@ -83,8 +75,6 @@ def other_path(machine: dict[str, Any]) -> None:
         (renamed, "a-new-user", "PublishArtifact > FirstInference"),
         (wrong_choice, "a-new-user", "IsModelReady > RecordAlreadyReady"),
         (without_catch, "the-training-fails", "ended FAILED States.TaskFailed"),
-        (without_step, "a-new-user", "SmokeTest > NotifyReady > Onboarded"),
-        (without_retry, "throttled-then-not", "FineTune > DidJobFail"),
         (other_path, "a-new-user", "States."),
     ],
 )

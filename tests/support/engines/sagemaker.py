@@ -1,6 +1,7 @@
 """SageMaker by script: training jobs that end at once, and an endpoint that draws one image.
 
-A job's behaviour is the text of a file ``behave`` among its photos, as in ``tests.support.trainer``:
+A job's behaviour is the entry ``behave`` of a JSON file ``behave`` among its photos, as in
+``tests.support.trainer``:
 
 ``ok``     (default) leaves an artifact in S3 and completes
 ``fail``   fails with a reason in the container's own words
@@ -206,7 +207,7 @@ class Training:
 
     def _behaviour(self, photos: str) -> str:
         told = self._objects.read(f"{photos.rstrip('/')}/behave")
-        return told.decode().strip() if told else "ok"
+        return str(json.loads(told).get("behave", "ok")) if told else "ok"
 
     def _save_artifact(self, job: dict[str, Any]) -> None:
         folder = job["OutputDataConfig"]["S3OutputPath"].rstrip("/")

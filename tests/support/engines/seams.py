@@ -15,11 +15,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
+from jsonpath_ng.ext import parse as jsonpath_parse
+from moto.stepfunctions.parser import models as parser_models
 from moto.stepfunctions.parser.api import HistoryEventType, TaskFailedEventDetails
 from moto.stepfunctions.parser.asl.component.common.error_name.custom_error_name import (
     CustomErrorName,
@@ -47,6 +50,7 @@ from moto.stepfunctions.parser.asl.component.state.exec.state_task.service.resou
 from moto.stepfunctions.parser.asl.component.state.wait.wait_function import wait_function
 from moto.stepfunctions.parser.asl.eval.event.event_detail import EventDetails
 from moto.stepfunctions.parser.asl.parse import asl_parser
+from moto.stepfunctions.parser.asl.utils import json_path
 from moto.stepfunctions.parser.asl.utils.boto_client import boto_client_for
 from moto.stepfunctions.parser.backend import execution
 
@@ -80,6 +84,10 @@ def installed(world: World) -> Iterator[None]:
 
         replace(BaseClient, "_make_api_call", make_api_call)
         replace(asl_parser.AmazonStateLanguageParser, "parse", staticmethod(_parse_once()))
+        replace(json_path, "parse", _parse_path)
+        # Each start parses, too, and says the same.
+        backend = parser_models.StepFunctionsParserBackend
+        replace(backend, "_validate_definition", staticmethod(_validate_once()))
         replace(state_task_factory, "state_task_service_for", _service_for())
         replace(state_task_service_callback, "_DELAY_SECONDS_SYNC_CONDITION_CHECK", _LOOK_EVERY_S)
         names = {"sagemaker": "SageMaker", "s3": "S3"}
@@ -195,6 +203,22 @@ def _parse_once() -> Callable[[str], Any]:
         return copy.deepcopy(program), tree
 
     return parse_once
+
+
+def _validate_once() -> Callable[[str], None]:
+    validate = parser_models.StepFunctionsParserBackend._validate_definition
+
+    def validate_once(definition: str) -> None:
+        if definition not in _PARSED:
+            validate(definition)
+
+    return validate_once
+
+
+@cache
+def _parse_path(text: str) -> Any:
+    """A JSONPath, parsed once: moto makes its parser's tables anew for each."""
+    return jsonpath_parse(text)
 
 
 def _with_json_times() -> Callable[..., None]:
