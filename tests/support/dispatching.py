@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -348,13 +348,10 @@ class World:
     def reconcile(self) -> SweepTally:
         return self.new_sweep().run()
 
-    def survive(self, work: Callable[[], Any]) -> bool:
-        """Runs something that may die; whether it lived."""
-        try:
+    def survive(self, work: Callable[[], Any]) -> None:
+        """Runs something that may die."""
+        with suppress(Cut):
             work()
-        except Cut:
-            return False
-        return True
 
     def with_limits(self, **changes: Any) -> None:
         self.rules = replace(self.rules, limits=replace(self.rules.limits, **changes))

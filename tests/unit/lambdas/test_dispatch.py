@@ -364,8 +364,8 @@ def test_a_dispatcher_may_die_at_every_call(
             for number in range(3):
                 world.request(f"r{number}")
             world.calls.die_at, world.calls.after = cut, after
-            lived = world.survive(world.dispatch)
-            world.calls.die_at = None
+            world.survive(world.dispatch)
+            over, world.calls.die_at = world.calls.count < cut, None
             for _ in range(2):
                 world.time.pass_s(121)
                 world.dispatch()
@@ -379,7 +379,7 @@ def test_a_dispatcher_may_die_at_every_call(
                 world.end_execution(name, "SUCCEEDED", batch=batch)
             world.reconcile()
             assert world.holders == {}, f"cut {cut}"
-        if lived:
+        if over:
             break
     print(f"\n{cut - 1} deaths {'after' if after else 'before'} a call's effect: nothing lost")  # noqa: T201
     assert cut > 5
