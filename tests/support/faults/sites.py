@@ -7,6 +7,7 @@ Nothing here is a list by hand. A new state or a new call shows up in ``machine_
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -72,17 +73,19 @@ class CodeSite:
         module: Path of the module.
         function: Class and function around the call.
         method: What is called.
-        line: Where.
+        line: Where it begins.
+        end: Where it ends.
     """
 
     module: str
     function: str
     method: str
     line: int
+    end: int
 
     @property
     def name(self) -> str:
-        return f"{self.module}:{self.function}:{self.method}"
+        return f"{self.module}:{self.line} {self.function} {self.method}"
 
 
 def task_states(name: str) -> dict[str, Mapping[str, Any]]:
@@ -161,7 +164,7 @@ def _calls_of(module: Path, wrappers: frozenset[str]) -> Iterator[CodeSite]:
         for call in _calls(node):
             method = _called(call)
             if method in WRITES or (method in wrappers and _is_table_call(method, call)):
-                yield CodeSite(place, function, method, call.lineno)
+                yield CodeSite(place, function, method, call.lineno, call.end_lineno or call.lineno)
 
 
 def _functions(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.AST]]:
@@ -186,3 +189,26 @@ def _is_table_call(method: str, call: ast.Call) -> bool:
     if method in ("update", "change"):
         return bool(keywords & {"condition", "update"}) or len(call.args) >= 3
     return True
+
+
+def calling_site() -> CodeSite | None:
+    """The site of the code that is making a call right now, if it is one."""
+    sites = _sites_by_function()
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        place = code.co_filename.removeprefix(f"{ROOT}/")
+        function = code.co_qualname.partition(".<locals>")[0]
+        for site in sites.get((place, function), ()):
+            if site.line <= frame.f_lineno <= site.end:
+                return site
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+@cache
+def _sites_by_function() -> dict[tuple[str, str], list[CodeSite]]:
+    found: dict[tuple[str, str], list[CodeSite]] = {}
+    for site in code_sites():
+        found.setdefault((site.module, site.function), []).append(site)
+    return found

@@ -7,15 +7,18 @@ by itself: a test takes the turns, lets jobs end, and delivers or loses the even
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.util
 import io
 import json
+import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
+from enum import Enum, auto
 from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -23,9 +26,12 @@ from typing import Any, Final
 from unittest.mock import patch
 
 import boto3
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError, ReadTimeoutError
+from botocore.response import StreamingBody
 
-from limner.contracts import keys
+from lambdas.shared import clock, metrics
+from limner.contracts import keys, times
+from limner.contracts.errors import LimnerError
 from tests.support.faults.dynamo import Memory
 from tests.support.faults.machine import Call, Execution, Fault, Machine, TaskFailedError, Turns
 from workflows import asl
@@ -35,10 +41,16 @@ BUCKET: Final = "bucket"
 _STATES: Final = "arn:aws:states:us-east-1:123456789012"
 _JOB: Final = "arn:aws:sagemaker:us-east-1:123456789012:training-job"
 EPOCH_MS: Final = 1_790_000_000_000
+DELIVERIES: Final = 4
 UNFINISHED: Final = ("InProgress", "Stopping")
 UNWELL: Final = ("FAILED", "ABORTED", "TIMED_OUT")
 # The prefixes of error names: the optimized integrations, and those of the SDK for Java.
-_OPTIMIZED: Final = {"dynamodb": "DynamoDB", "sns": "SNS", "lambda": "Lambda"}
+_OPTIMIZED: Final = {
+    "dynamodb": "DynamoDB",
+    "lambda": "Lambda",
+    "sagemaker": "SageMaker",
+    "sns": "SNS",
+}
 _SDK: Final = {
     "dynamodb": "DynamoDb",
     "s3": "S3",
@@ -157,7 +169,11 @@ class World:
     told: set[str] = field(default_factory=set)
     served: set[str] = field(default_factory=set)
     calls: list[tuple[str, Any]] = field(default_factory=list)
+    lose_starts: bool = False
+    throttled_starts: int = 0
     invocations: int = 0
+    events: list[dict[str, Any]] = field(default_factory=list)
+    watch: Callable[[str], Loss] | None = None
     now_ms: int = EPOCH_MS
 
     # -- Time -------------------------------------------------------------------------------------
@@ -170,6 +186,17 @@ class World:
         self.now_ms += int(seconds * 1000)
 
     # -- Executions -------------------------------------------------------------------------------
+
+    def request_start(self, name: str, data: Any, machine_name: str = "onboard") -> dict[str, Any]:
+        """StartExecution as the code calls it; a start that is lost is told to have happened."""
+        arn = f"{_STATES}:execution:{machine_name}:{name}"
+        if self.throttled_starts > 0:
+            self.throttled_starts -= 1
+            raise _client_error("StartExecution", "ThrottlingException", "Rate exceeded")
+        if not self.lose_starts:
+            self.start(name, data, machine_name)
+        began_ms = self.begun.get(arn, self.now_ms)
+        return {"executionArn": arn, "startDate": datetime.fromtimestamp(began_ms / 1000, UTC)}
 
     def start(self, name: str, data: Mapping[str, Any], machine_name: str = "onboard") -> Execution:
         """StartExecution: the same name and input are the same execution while it runs.
@@ -254,16 +281,25 @@ class World:
             "source": "aws.states",
             "detail": detail,
         }
-        unwell = execution.status in UNWELL
-        if ":onboard_batch:" in execution.arn:
-            if unwell and has_function("reconcile"):
-                self.invoke("reconcile", event)
-        elif unwell:
-            self.invoke("record_failure", event)
-        if has_function("dispatch"):
-            self.invoke("dispatch", event)
+        # The rules of infra/triggers.py.
+        if execution.status in UNWELL:
+            if ":onboard:" in execution.arn:
+                self.deliver("record_failure", event)
+            self.deliver("reconcile", event)
+        self.deliver("dispatch", event)
 
     # -- Functions --------------------------------------------------------------------------------
+
+    def deliver(self, function: str, event: Any) -> None:
+        """An asynchronous invocation: one that fails is repeated, as its target's policy says."""
+        for tries_left in reversed(range(DELIVERIES)):
+            try:
+                self.invoke(function, event)
+            except (ClientError, BotoCoreError, LimnerError):
+                if not tries_left:
+                    raise
+            else:
+                return
 
     def invoke(self, function: str, event: Any) -> Any:
         """Calls a function's real handler, JSON in and JSON out."""
@@ -422,7 +458,7 @@ class World:
                     "seconds": 1.0,
                     "metrics": {},
                     "error": None,
-                    "artifact_sha256": "0" * 64,
+                    "artifact_sha256": hashlib.sha256(job.name.encode()).hexdigest(),
                 }
             ).encode()
 
@@ -445,6 +481,15 @@ class World:
         self.messages.append(json.loads(message) if isinstance(message, str) else message)
         return {"MessageId": "1"}
 
+    def put_events(self, **call: Any) -> dict[str, Any]:
+        """EventBridge: the rule of ``limner.onboarding.requested`` starts the machine."""
+        for entry in call["Entries"]:
+            self.events.append(entry)
+            detail = json.loads(entry["Detail"])
+            # The rule's target makes a name of its own for each event.
+            self.request_start(f"event-{len(self.events)}", detail)
+        return {"FailedEntryCount": 0, "Entries": [{"EventId": "1"}]}
+
     def client(self, service: str) -> Any:
         """A client of a service for the functions."""
         match service:
@@ -454,6 +499,8 @@ class World:
                 return _States(self)
             case "s3":
                 return _S3(self)
+            case "lambda":
+                return _Lambda(self)
         return self
 
 
@@ -464,12 +511,40 @@ _current: list[World] = []
 
 @contextmanager
 def in_world(world: World) -> Iterator[None]:
-    """Leads the functions' clients and their clocks to a world."""
+    """Leads the code's clients and its clocks to a world, and keeps its log to itself."""
+    if _current:
+        _current.append(world)
+        try:
+            yield
+        finally:
+            _current.pop()
+        return
     _current.append(world)
+    before = clock.time, times.datetime, metrics.emit, logging.root.manager.disable
+    clock.time, times.datetime = _Time, _Datetime  # type: ignore[assignment,misc]
+    metrics.emit = lambda *_: None
+    logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
         _current.pop()
+        clock.time, times.datetime, metrics.emit, level = before  # type: ignore[misc]
+        logging.disable(level)
+
+
+class Loss(Enum):
+    """What becomes of the reply to a call of the code that was carried out."""
+
+    NOTHING = auto()
+    REPEATED = auto()
+    """It is lost, and the SDK makes the call again."""
+    RAISED = auto()
+    """It is lost, and the SDK gives up."""
+
+
+def client_of(service: str) -> Any:
+    """A client that leads to the world of the moment."""
+    return _Client(service)
 
 
 class _Client:
@@ -479,7 +554,24 @@ class _Client:
         self._service = service
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(_current[-1].client(self._service), name)
+        world = _current[-1]
+        method = getattr(world.client(self._service), name)
+        if not callable(method) or world.watch is None:
+            return method
+
+        def call(*arguments: Any, **parameters: Any) -> Any:
+            lost = world.watch(name) if world.watch is not None else Loss.NOTHING
+            answer = method(*arguments, **parameters)
+            if lost is Loss.NOTHING:
+                return answer
+            for body in (parameters.get("Body"),):
+                if hasattr(body, "seek"):
+                    body.seek(0)
+            if lost is Loss.REPEATED:
+                return method(*arguments, **parameters)
+            raise ReadTimeoutError(endpoint_url=f"https://{self._service}")
+
+        return call
 
 
 def has_function(name: str) -> bool:
@@ -499,29 +591,31 @@ def handler_of(function: str) -> ModuleType:
         patch.object(boto3, "client", lambda service, **_: _Client(service)),
     ):
         spec.loader.exec_module(module)
-    clock = sys.modules.get("lambdas.shared.clock")
-    if clock is not None:
-        _turn(clock)
-    for name in ("lambdas.shared.log", "lambdas.shared.metrics"):
-        if name in sys.modules:
-            _silence(function)
     return module
 
 
-def _turn(clock: ModuleType) -> None:
-    """Functions in a world see its time; those outside of one see the real one."""
-    real = sys.modules["time"]
-    clock.time = SimpleNamespace(  # type: ignore[attr-defined]
-        time_ns=lambda: _current[-1].now_ms * 1_000_000 if _current else real.time_ns(),
-        time=lambda: _current[-1].now_ms / 1000 if _current else real.time(),
-        sleep=lambda seconds: _current[-1].passes(seconds) if _current else real.sleep(seconds),
-    )
+class _Time:
+    """``time`` to the functions."""
+
+    @staticmethod
+    def time() -> float:
+        return _current[-1].now_ms / 1000
+
+    @staticmethod
+    def time_ns() -> int:
+        return _current[-1].now_ms * 1_000_000
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        _current[-1].passes(seconds)
 
 
-def _silence(function: str) -> None:
-    import logging
+class _Datetime(datetime):
+    """``datetime`` to the contracts."""
 
-    logging.getLogger(f"limner.{function}").setLevel(logging.CRITICAL)
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        return datetime.fromtimestamp(_current[-1].now_ms / 1000, tz)
 
 
 class _States:
@@ -532,11 +626,7 @@ class _States:
 
     def start_execution(self, **call: Any) -> dict[str, Any]:
         name = call["stateMachineArn"].rpartition(":")[2]
-        execution = self._world.start(call["name"], json.loads(call["input"]), name)
-        return {
-            "executionArn": execution.arn,
-            "startDate": datetime.fromtimestamp(self._world.begun[execution.arn] / 1000, UTC),
-        }
+        return self._world.request_start(call["name"], json.loads(call["input"]), name)
 
     def describe_execution(self, **call: Any) -> dict[str, Any]:
         execution = self._world.executions.get(call["executionArn"])
@@ -564,6 +654,17 @@ class _States:
         return {}
 
 
+class _Lambda:
+    """Lambda to the client."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def invoke(self, **call: Any) -> dict[str, Any]:
+        answer = self._world.invoke(call["FunctionName"], json.loads(call["Payload"]))
+        return {"Payload": io.BytesIO(json.dumps(answer).encode())}
+
+
 class _S3:
     """S3 to the functions."""
 
@@ -577,12 +678,28 @@ class _S3:
         content = self._world.objects.get(call["Key"])
         if content is None:
             raise _client_error("GetObject", "NoSuchKey", call["Key"])
-        return {"Body": io.BytesIO(content), "ContentLength": len(content)}
+        if "Range" in call:
+            first, _, last = call["Range"].removeprefix("bytes=").partition("-")
+            content = content[int(first) : int(last) + 1]
+        return {
+            "Body": StreamingBody(io.BytesIO(content), len(content)),
+            "ContentLength": len(content),
+        }
 
     def head_object(self, **call: Any) -> dict[str, Any]:
         if call["Key"] not in self._world.objects:
             raise _client_error("HeadObject", "404", call["Key"])
-        return {"ContentLength": len(self._world.objects[call["Key"]])}
+        content = self._world.objects[call["Key"]]
+        checksum = base64.b64encode(hashlib.sha256(content).digest()).decode()
+        kind = "image/png" if content.startswith(b"\x89PNG") else "application/octet-stream"
+        return {"ContentLength": len(content), "ChecksumSHA256": checksum, "ContentType": kind}
+
+    def delete_object(self, **call: Any) -> dict[str, Any]:
+        self._world.objects.pop(call["Key"], None)
+        return {}
+
+    def generate_presigned_post(self, bucket: str, key: str, **_: Any) -> dict[str, Any]:
+        return {"url": f"https://{bucket}", "fields": {"key": key}}
 
     def put_object(self, **call: Any) -> dict[str, Any]:
         body = call["Body"]
