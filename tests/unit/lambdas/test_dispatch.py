@@ -13,7 +13,7 @@ from lambdas.shared import executions
 from lambdas.shared.dynamo import Table
 from limner.contracts import keys
 from limner.contracts.errors import LimnerError
-from tests.support.dispatching import MACHINES, Cut, World, iso, new_world, refusal
+from tests.support.dispatching import MACHINES, Cut, World, iso, new_world, quick_world, refusal
 
 
 @pytest.fixture
@@ -100,8 +100,9 @@ def test_nothing_starts_above_the_day(world: World) -> None:
     assert len(world.states.starts) == 5
 
 
-def test_a_storm_of_one_user_is_one_execution_at_a_time(world: World) -> None:
+def test_a_storm_of_one_user_is_one_execution_at_a_time() -> None:
     """P9: a bug that asks a thousand times."""
+    world = quick_world()
     for number in range(1000):
         world.request(f"r{number:04}", "ada", queued_at=iso(world.time.now_ms + number))
     world.with_rules(batch_from=5)
@@ -359,26 +360,26 @@ def test_a_dispatcher_may_die_at_every_call(
     cut = 0
     while True:
         cut += 1
-        with new_world() as world:
-            world.with_rules(batch_from=3 if batch else 10**6)
-            for number in range(3):
-                world.request(f"r{number}")
-            world.calls.die_at, world.calls.after = cut, after
-            world.survive(world.dispatch)
-            over, world.calls.die_at = world.calls.count < cut, None
-            for _ in range(2):
-                world.time.pass_s(121)
-                world.dispatch()
-            started = [
-                told
-                for execution in world.states.executions.values()
-                for told in _requests(execution["input"])
-            ]
-            assert sorted(started) == ["r0", "r1", "r2"], f"cut {cut}: {started}"
-            for name in list(world.holders):
-                world.end_execution(name, "SUCCEEDED", batch=batch)
-            world.reconcile()
-            assert world.holders == {}, f"cut {cut}"
+        world = quick_world()
+        world.with_rules(batch_from=3 if batch else 10**6)
+        for number in range(3):
+            world.request(f"r{number}")
+        world.calls.die_at, world.calls.after = cut, after
+        world.survive(world.dispatch)
+        over, world.calls.die_at = world.calls.count < cut, None
+        for _ in range(2):
+            world.time.pass_s(121)
+            world.dispatch()
+        started = [
+            told
+            for execution in world.states.executions.values()
+            for told in _requests(execution["input"])
+        ]
+        assert sorted(started) == ["r0", "r1", "r2"], f"cut {cut}: {started}"
+        for name in list(world.holders):
+            world.end_execution(name, "SUCCEEDED", batch=batch)
+        world.reconcile()
+        assert world.holders == {}, f"cut {cut}"
         if over:
             break
     print(f"\n{cut - 1} deaths {'after' if after else 'before'} a call's effect: nothing lost")  # noqa: T201

@@ -11,7 +11,16 @@ from lambdas.reconcile import logic
 from lambdas.reconcile.logic import Action, Facts, Run
 from limner.contracts import keys
 from limner.contracts.onboarding import OnboardingFailed
-from tests.support.dispatching import MACHINES, START_MS, World, iso, moment, new_world, refusal
+from tests.support.dispatching import (
+    MACHINES,
+    START_MS,
+    World,
+    iso,
+    moment,
+    new_world,
+    quick_world,
+    refusal,
+)
 from workflows import retries
 
 HOUR_S = 3600
@@ -394,33 +403,33 @@ def test_reconcile_may_die_at_every_call(after: bool, monkeypatch: pytest.Monkey
     cut = 0
     while True:
         cut += 1
-        with new_world() as world:
-            world.request("r1")
-            world.claim("r1", "r1-1")
-            world.end_execution("r1-1", "ABORTED")
-            world.sagemaker.jobs["limner-r1-1"] = {"TrainingJobStatus": "InProgress"}
-            world.request("r2")
-            world.claim("r2", "b1", batch=True)
-            world.end_execution("b1", "FAILED", batch=True)
-            world.request("r3", queue=None)
-            world.request("r4", "user-r4")
-            world.dispatch()
-            world.end_execution("r4-1", "SUCCEEDED")
-            world.time.pass_s(1000)
-            world.calls.count, world.calls.die_at, world.calls.after = 0, cut, after
-            world.survive(world.reconcile)
-            over, world.calls.die_at = world.calls.count < cut, None
-            for _ in range(2):
-                world.reconcile()
-            assert code(world) == "EXECUTION_STOPPED", f"cut {cut}"
-            assert "active_request" not in (world.model("user-r1") or {})
-            assert set(told(world)) == {"EXECUTION_STOPPED"}, f"cut {cut}"
-            assert len(world.published) <= 2, "at least once, and hardly ever twice"
-            assert (world.row("r2")["status"], world.row("r2")["attempt"]) == ("QUEUED", 2)
-            assert "queue" in world.row("r3")
-            assert world.sagemaker.jobs["limner-r1-1"]["TrainingJobStatus"] == "Stopping"
-            assert world.holders == {}
-            assert not world.row("#reconcile").get("owed")
+        world = quick_world()
+        world.request("r1")
+        world.claim("r1", "r1-1")
+        world.end_execution("r1-1", "ABORTED")
+        world.sagemaker.jobs["limner-r1-1"] = {"TrainingJobStatus": "InProgress"}
+        world.request("r2")
+        world.claim("r2", "b1", batch=True)
+        world.end_execution("b1", "FAILED", batch=True)
+        world.request("r3", queue=None)
+        world.request("r4", "user-r4")
+        world.dispatch()
+        world.end_execution("r4-1", "SUCCEEDED")
+        world.time.pass_s(1000)
+        world.calls.count, world.calls.die_at, world.calls.after = 0, cut, after
+        world.survive(world.reconcile)
+        over, world.calls.die_at = world.calls.count < cut, None
+        for _ in range(2):
+            world.reconcile()
+        assert code(world) == "EXECUTION_STOPPED", f"cut {cut}"
+        assert "active_request" not in (world.model("user-r1") or {})
+        assert set(told(world)) == {"EXECUTION_STOPPED"}, f"cut {cut}"
+        assert len(world.published) <= 2, "at least once, and hardly ever twice"
+        assert (world.row("r2")["status"], world.row("r2")["attempt"]) == ("QUEUED", 2)
+        assert "queue" in world.row("r3")
+        assert world.sagemaker.jobs["limner-r1-1"]["TrainingJobStatus"] == "Stopping"
+        assert world.holders == {}
+        assert not world.row("#reconcile").get("owed")
         if over:
             break
     print(  # noqa: T201
