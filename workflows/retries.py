@@ -25,7 +25,7 @@ policy         shape                                        attempts  at most
 SERVICE        5 s x 1.5, at most 120 s                     30        48 min
 QUOTA          5 s x 1.5                                    2         13 s
 SMALL_CALL     1 s x 1.5, at most 20 s                      8         49 s
-PERSISTENT     2 s x 2.5, at most 150 s                     9         13 min 40 s
+PERSISTENT     2 s x 2.5, at most 150 s                     9         12 min 9 s
 LAMBDA         2 s x 1.5, at most 30 s                      8         94 s
 FUNCTION       2 s x 1.5, at most 30 s                      8         94 s
 MODEL_LOADING  10 s x 1.5, at most 60 s, without jitter     11        8 min 11 s
@@ -196,7 +196,7 @@ JOB_POLL_S: Final = 120
 JOB_LOOKS: Final = 300
 # The whole execution. An end to errors in this very file, not a budget: it is longer than all
 # waits and retries together, throttled for 48 minutes at every one of 12 hours of quota waits.
-MACHINE_TIMEOUT_S: Final = 7 * 24 * 3600
+MACHINE_TIMEOUT_S: Final = 8 * 24 * 3600
 # Attempts of a request, each in another batch, before a job that left it undone fails it.
 MAX_ATTEMPTS: Final = 3
 # When the functions of a batch give up; their tasks have half a minute more.
@@ -204,7 +204,7 @@ PACK_TASKS_S: Final = 150
 COLLECT_RESULTS_S: Final = 150
 RECORD_PROGRESS_S: Final = 60
 # Requests of a batch whose retries and loops, all used up, still fit one history.
-MOST_REQUESTS: Final = 40
+MOST_REQUESTS: Final = 36
 # Items of a batch that are claimed, or published and tested, side by side.
 SIDE_BY_SIDE: Final = 10
 
