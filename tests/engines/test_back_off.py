@@ -1,8 +1,8 @@
 """The back-off that an independent engine computes from the published machines, to the second.
 
-``workflows.retries`` says how long each delay is; a test compares the machines with that table; this
-one asks whether an engine reads the same delays out of them. Each Retry block is put on a task that
-always fails with the error that the block is for.
+``workflows.retries`` says how long each delay is, and a test compares the machines with that table;
+this one asks whether an engine reads the same delays out of them. Each Retry block is put on a task
+that always fails with the error that the block is for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Replays recorded executions on the present machines: same answers, and the same way through?
 
-Every task is answered from the record, try by try, so nothing but the definition decides. A way that
-differs is a failure, unless ``migrations.toml`` says that it is meant, and why it is safe.
+Every task is answered from the record, try by try, so nothing but the definition decides. A way
+that differs is a failure, unless ``migrations.toml`` says that it is meant, and why it is safe.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class Case:
         timeouts: Real seconds per second of TimeoutSeconds.
         prepare: Called before the start.
         meanwhile: Called after the start.
-        engines: Where it runs; ``tests/workflows`` has the same on the laptop where that is left out.
+        engines: Where it runs; what is not run on the laptop here is run in ``tests/workflows``.
     """
 
     name: str

@@ -1,16 +1,13 @@
-"""Our Lambda functions, called in process: the real handlers, each with its own environment."""
+"""Our Lambda functions, called in process: the real handlers, with the stack's environment."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import sys
-from collections.abc import Mapping
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -18,13 +15,12 @@ ROOT = Path(__file__).resolve().parents[3]
 class Functions:
     """All functions of ``lambdas/``; each is imported at its first call, as a cold start does.
 
-    Args:
-        environment: The variables of all functions together; a function reads what it knows.
+    They read the environment of the process: ``moto_stack`` sets it.
     """
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = dict(environment)
-        self._handlers: dict[str, ModuleType] = {}
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._handlers: dict[str, Any] = {}
         self.events: list[tuple[str, dict[str, Any]]] = []
         """Every event with its function, in order."""
 
@@ -40,12 +36,14 @@ class Functions:
 
     def handler(self, name: str) -> ModuleType:
         """A private copy of a function's module: nobody else's settings or clients are in it."""
-        if name not in self._handlers:
-            path = ROOT / "lambdas" / name / "handler.py"
-            spec = importlib.util.spec_from_file_location(f"engines_{name}_handler", path)
-            assert spec is not None and spec.loader is not None, path
-            module = importlib.util.module_from_spec(spec)
-            with patch.dict(os.environ, self._environment), patch.dict(sys.modules):
-                spec.loader.exec_module(module)
-            self._handlers[name] = module
-        return self._handlers[name]
+        with self._lock:
+            return self._handlers.get(name) or self._cold_start(name)
+
+    def _cold_start(self, name: str) -> ModuleType:
+        path = ROOT / "lambdas" / name / "handler.py"
+        spec = importlib.util.spec_from_file_location(f"engines_{name}_handler", path)
+        assert spec is not None and spec.loader is not None, path
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        self._handlers[name] = module
+        return module

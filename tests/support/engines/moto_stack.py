@@ -39,6 +39,7 @@ ROLE: Final = "arn:aws:iam::123456789012:role/limner-machine"
 UNWELL: Final = frozenset({"FAILED", "ABORTED", "TIMED_OUT"})
 # The names in the environment of our functions; each reads those that it knows.
 ENVIRONMENT: Final = {
+    "AWS_DEFAULT_REGION": REGION,
     "BUCKET": BUCKET,
     "MODELS_TABLE": MODELS,
     "REQUESTS_TABLE": REQUESTS,
@@ -112,7 +113,7 @@ class MotoControl:
         """How often each ordered fault will still strike."""
         return self._world.trouble.left()
 
-    def clock(self, scale: float, *, timeouts: float | None = None) -> None:
+    def clock(self, _scale: float, *, timeouts: float | None = None) -> None:
         """Turns the clock of TimeoutSeconds; waits are recorded and take no time here."""
         if timeouts is not None:
             self._world.timeouts = timeouts
@@ -160,7 +161,7 @@ def moto_stack(machines: Mapping[str, str] | None = None) -> Iterator[MotoStack]
         machines: Definitions by name; the published ``onboard`` where absent.
     """
     definitions = machines or {"onboard": definition("onboard")}
-    surroundings = {"AWS_DEFAULT_REGION": REGION, **dict.fromkeys(_CREDENTIALS, "test")}
+    surroundings = {**ENVIRONMENT, **dict.fromkeys(_CREDENTIALS, "test")}
     with patch.dict(os.environ, surroundings):
         for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE"):
             os.environ.pop(name, None)
@@ -206,7 +207,7 @@ def _clients_for_ever() -> Iterator[None]:
 def _world(ended: set[str]) -> World:
     trouble = Trouble()
     objects = Objects(lambda: boto3.client("s3", region_name=REGION))
-    functions = Functions(ENVIRONMENT)
+    functions = Functions()
 
     def on_end(execution: Any) -> None:
         detail = {
