@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.support.faults.figures import FIGURE, pytest_terminal_summary
+from tests.support.faults.world import quiet
 
-__all__ = ["figure", "pytest_terminal_summary"]
+__all__ = ["figure", "pytest_terminal_summary", "silence"]
 
 Figure = Callable[[str], None]
 
@@ -17,3 +18,10 @@ Figure = Callable[[str], None]
 def figure(record_property: Callable[[str, object], None]) -> Figure:
     """Notes a line for the end of the report."""
     return lambda line: record_property(FIGURE, line)
+
+
+@pytest.fixture(autouse=True)
+def silence() -> Iterator[None]:
+    """The functions' logs are not what these tests are about."""
+    with quiet():
+        yield

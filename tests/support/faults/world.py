@@ -286,7 +286,13 @@ class World:
             if ":onboard:" in execution.arn:
                 self.deliver("record_failure", event)
             self.deliver("reconcile", event)
-        self.deliver("dispatch", event)
+        if self._is_queue_used():
+            self.deliver("dispatch", event)
+
+    def _is_queue_used(self) -> bool:
+        """Whether ``dispatch`` would find anything to do; most schedules go without it."""
+        rows = self.memory.tables["requests"]
+        return (keys.GATE_ROW,) in rows or any("queue" in row for row in rows.values())
 
     # -- Functions --------------------------------------------------------------------------------
 
@@ -511,7 +517,7 @@ _current: list[World] = []
 
 @contextmanager
 def in_world(world: World) -> Iterator[None]:
-    """Leads the code's clients and its clocks to a world, and keeps its log to itself."""
+    """Leads the code's clients and its clocks to a world."""
     if _current:
         _current.append(world)
         try:
@@ -520,16 +526,25 @@ def in_world(world: World) -> Iterator[None]:
             _current.pop()
         return
     _current.append(world)
-    before = clock.time, times.datetime, metrics.emit, logging.root.manager.disable
+    before = clock.time, times.datetime, metrics.emit
     clock.time, times.datetime = _Time, _Datetime  # type: ignore[assignment,misc]
     metrics.emit = lambda *_: None
-    logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
         _current.pop()
-        clock.time, times.datetime, metrics.emit, level = before  # type: ignore[misc]
-        logging.disable(level)
+        clock.time, times.datetime, metrics.emit = before  # type: ignore[misc]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the functions' log to itself; around many calls, for it costs more than some."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class Loss(Enum):
