@@ -6,7 +6,15 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 
-.PHONY: help demo test lint asl docs bench clean
+STAGE ?= dev
+TAG ?= latest
+REGISTRY ?= limner
+BASE ?= bases/tiny/model
+
+output = $$($(BIN)/aws cloudformation describe-stacks --stack-name limner-$(STAGE) --output text \
+	--query "Stacks[0].Outputs[?OutputKey=='$(1)'].OutputValue")
+
+.PHONY: help demo test lint asl docs bench synth diff deploy images base clean
 
 help: ## What there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -44,6 +52,22 @@ docs: $(VENV)/.dev ## Write the pages that are made from code
 
 bench: $(VENV)/.dev ## Print the figures of the README
 	$(BIN)/python -m benchmarks.laptop
+
+synth: $(VENV)/.dev ## Synthesize a stage: make synth STAGE=prod
+	LIMNER_STAGE=$(STAGE) $(BIN)/python -m infra.app
+
+diff: $(VENV)/.dev ## What a deployment would change: make diff STAGE=prod
+	LIMNER_STAGE=$(STAGE) $(BIN)/python -m infra.cli diff
+
+deploy: $(VENV)/.dev ## Deploy a stage to AWS, after docs/deploy.md: make deploy STAGE=prod
+	LIMNER_STAGE=$(STAGE) $(BIN)/python -m infra.cli deploy
+
+images: ## Build both container images: make images REGISTRY=… TAG=… BASE=…
+	docker build --platform linux/amd64 -f training/Dockerfile -t $(REGISTRY)/training:$(TAG) .
+	docker build --platform linux/amd64 -f inference/Dockerfile --build-arg BASE=$(BASE) -t $(REGISTRY)/inference:$(TAG) .
+
+base: $(VENV)/.dev ## Upload the base of a deployed stage: make base STAGE=prod BASE=…
+	$(BIN)/aws s3 sync --delete $(BASE) s3://$(call output,BucketName)/base/$(call output,BaseId)/
 
 clean: ## Remove what was built here, and the laptop's state
 	-@test -x $(BIN)/limner && $(BIN)/limner down

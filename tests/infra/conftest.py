@@ -7,6 +7,9 @@ import pytest
 from infra.publish import Synthesis, synthesize
 from infra.settings import StageSettings, laptop
 from tests.infra.iam import Account
+from tests.support.faults.figures import pytest_terminal_summary
+
+__all__ = ["pytest_terminal_summary"]
 
 
 @pytest.fixture(scope="session")

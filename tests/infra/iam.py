@@ -63,6 +63,7 @@ class Account:
     def __init__(self, template: Mapping[str, Any], parameters: Mapping[str, str] = {}) -> None:
         self._resources: Mapping[str, Any] = template["Resources"]
         self._parameters = parameters
+        self._statements: dict[str, list[dict[str, Any]]] = {}
         self.roles = self.names("AWS::IAM::Role")
 
     def names(self, kind: str) -> list[str]:
@@ -95,8 +96,20 @@ class Account:
                 return str(separator).join(self.text(part) for part in parts)
         raise AssertionError(f"unknown: {value}")
 
-    def statements_of(self, role: str) -> Iterator[dict[str, Any]]:
-        """All statements of a role's own policies: inline and managed."""
+    def statements_of(self, role: str) -> list[dict[str, Any]]:
+        """All statements of a role's own policies, inline and managed, with ARNs as text."""
+        if role not in self._statements:
+            self._statements[role] = [self._plain(item) for item in self._own_policies(role)]
+        return self._statements[role]
+
+    def _plain(self, statement: Mapping[str, Any]) -> dict[str, Any]:
+        plain = dict(statement)
+        for part in ("Resource", "NotResource"):
+            if part in plain:
+                plain[part] = [self.text(item) for item in listed(plain[part])]
+        return plain
+
+    def _own_policies(self, role: str) -> Iterator[dict[str, Any]]:
         attached = self._resources[role]["Properties"].get("ManagedPolicyArns", [])
         managed = {reference["Ref"] for reference in attached}
         for name, item in self._resources.items():
@@ -110,8 +123,14 @@ class Account:
             if theirs:
                 yield from item["Properties"]["PolicyDocument"]["Statement"]
 
-    def statements_of_bucket(self, bucket: str) -> Iterator[dict[str, Any]]:
-        """The statements of a bucket's policy."""
+    def statements_of_bucket(self, bucket: str) -> list[dict[str, Any]]:
+        """The statements of a bucket's policy, with ARNs as text."""
+        key = f"bucket {bucket}"
+        if key not in self._statements:
+            self._statements[key] = [self._plain(item) for item in self._bucket_policy(bucket)]
+        return self._statements[key]
+
+    def _bucket_policy(self, bucket: str) -> Iterator[dict[str, Any]]:
         for item in self._resources.values():
             if (
                 item["Type"] == "AWS::S3::BucketPolicy"
@@ -122,9 +141,7 @@ class Account:
     def allows(self, call: Call) -> bool:
         """Whether the call would go through."""
         verdicts = [
-            statement["Effect"]
-            for statement in self._about(call)
-            if self._matches(statement, call)
+            statement["Effect"] for statement in self._about(call) if self._matches(statement, call)
         ]
         return "Deny" not in verdicts and "Allow" in verdicts
 
@@ -148,14 +165,14 @@ class Account:
         assert "NotAction" not in statement
         resources = listed(statement.get("Resource", []))
         others = listed(statement.get("NotResource", []))
-        hit = any(like(self.text(item), call.resource) for item in resources) or (
-            bool(others) and not any(like(self.text(item), call.resource) for item in others)
+        if not any(
+            like(name, call.action, ignore_case=True) for name in listed(statement["Action"])
+        ):
+            return False
+        hit = any(like(item, call.resource) for item in resources) or (
+            bool(others) and not any(like(item, call.resource) for item in others)
         )
-        return (
-            any(like(action, call.action, ignore_case=True) for action in listed(statement["Action"]))
-            and hit
-            and self._holds(statement.get("Condition", {}), call.context)
-        )
+        return hit and self._holds(statement.get("Condition", {}), call.context)
 
     def _holds(self, condition: Mapping[str, Any], context: Mapping[str, str]) -> bool:
         context = {"aws:SecureTransport": "true", **context}
@@ -181,5 +198,7 @@ def listed(value: Any) -> list[Any]:
 
 def like(pattern: str, text: str, *, ignore_case: bool = False) -> bool:
     """IAM's ``*`` and ``?``."""
+    if not {"*", "?"} & set(pattern):
+        return pattern.lower() == text.lower() if ignore_case else pattern == text
     regex = "".join({"*": ".*", "?": "."}.get(letter, re.escape(letter)) for letter in pattern)
     return re.fullmatch(regex, text, re.IGNORECASE if ignore_case else 0) is not None

@@ -6,7 +6,7 @@ The tables are the whole truth: what is not in them is denied.
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -80,7 +80,7 @@ def test_the_tables_know_every_role(account: Account) -> None:
 
 
 def test_every_role_comes_to_its_objects_and_to_no_other(
-    account: Account, capsys: pytest.CaptureFixture[str]
+    account: Account, record_property: Callable[[str, str], None]
 ) -> None:
     bucket = account.arn(data_bucket(account))
     calls = allowed = 0
@@ -106,8 +106,9 @@ def test_every_role_comes_to_its_objects_and_to_no_other(
     for name, action in itertools.product(OBJECTS, ("s3:PutBucketPolicy", "s3:DeleteBucket")):
         assert not account.allows(Call(role_of(account, name), action, bucket))
         calls += 1
-    with capsys.disabled():
-        print(f"\nP16 objects: {calls} calls, {allowed} allowed, {calls - allowed} denied (100 %)")
+    record_property(
+        "figure", f"P16 objects: {calls} calls, {allowed} allowed, {calls - allowed} denied (100 %)"
+    )
 
 
 def test_no_policy_that_is_ever_attached_opens_another_folder(cloud: Synthesis) -> None:
@@ -139,7 +140,7 @@ def test_nobody_comes_to_data_without_tls(account: Account) -> None:
 
 
 def test_every_role_works_with_its_records_and_with_no_other(
-    account: Account, capsys: pytest.CaptureFixture[str]
+    account: Account, record_property: Callable[[str, str], None]
 ) -> None:
     models, requests = tables(account)
     calls = allowed = 0
@@ -157,8 +158,9 @@ def test_every_role_works_with_its_records_and_with_no_other(
             call = Call(role_of(account, name), f"dynamodb:{action}", resource)
             assert account.allows(call) == good, call
             calls, allowed = calls + 1, allowed + good
-    with capsys.disabled():
-        print(f"\nP16 records: {calls} calls, {allowed} allowed, {calls - allowed} denied (100 %)")
+    record_property(
+        "figure", f"P16 records: {calls} calls, {allowed} allowed, {calls - allowed} denied (100 %)"
+    )
 
 
 # Of another account, another region, another stage, or of nobody at all.
@@ -192,13 +194,13 @@ def forced(account: Account, role: str) -> set[str]:
     return {
         action
         for statement in account.statements_of(role)
-        if statement["Effect"] == "Allow" and statement["Resource"] == "*"
+        if statement["Effect"] == "Allow" and statement["Resource"] == ["*"]
         for action in listed(statement["Action"])
     }
 
 
 def test_no_role_reaches_anything_foreign(
-    account: Account, capsys: pytest.CaptureFixture[str]
+    account: Account, record_property: Callable[[str, str], None]
 ) -> None:
     actions = {
         action
@@ -212,8 +214,9 @@ def test_no_role_reaches_anything_foreign(
         for action, resource in itertools.product(actions - forced(account, role), FOREIGN):
             assert not account.allows(Call(role, action, resource, context)), (role, action)
             calls += 1
-    with capsys.disabled():
-        print(f"\nP16 foreign: {len(account.roles)} roles, {calls} calls, 100 % denied")
+    record_property(
+        "figure", f"P16 foreign: {len(account.roles)} roles, {calls} calls, 100 % denied"
+    )
 
 
 def test_the_training_role_is_passed_to_sagemaker_alone(account: Account) -> None:

@@ -1,120 +1,106 @@
-"""Nobody may do more than the work at hand: no wildcard without a reason given here."""
+"""No wildcard without a reason: the template against the list in docs/security.md."""
 
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from infra.bundle import ROOT
 from infra.publish import Synthesis
-from limner.contracts import keys
+from tests.infra.iam import listed
 
-# Actions that AWS offers for no single resource, or for none that is known beforehand.
-EVERYWHERE = {
-    "cloudwatch:PutMetricData": "knows no resource; bound to SageMaker's namespaces",
-    "ecr:GetAuthorizationToken": "knows no resource; gives a token, no image",
-    "logs:CreateLogDelivery": "log delivery of Step Functions knows no resource",
-    "logs:DeleteLogDelivery": "log delivery of Step Functions knows no resource",
-    "logs:DescribeLogGroups": "log delivery of Step Functions knows no resource",
-    "logs:DescribeResourcePolicies": "log delivery of Step Functions knows no resource",
-    "logs:GetLogDelivery": "log delivery of Step Functions knows no resource",
-    "logs:ListLogDeliveries": "log delivery of Step Functions knows no resource",
-    "logs:PutResourcePolicy": "log delivery of Step Functions knows no resource",
-    "logs:UpdateLogDelivery": "log delivery of Step Functions knows no resource",
-    "xray:GetSamplingRules": "X-Ray knows no resource",
-    "xray:GetSamplingTargets": "X-Ray knows no resource",
-    "xray:PutTelemetryRecords": "X-Ray knows no resource",
-    "xray:PutTraceSegments": "X-Ray knows no resource",
-}
-
-# Ends of resources that stand for many: one prefix, one family, one function's versions.
-FAMILIES = {
-    **{f"/{folder}/*": "objects of one prefix" for folder in (keys.UPLOADS, keys.BASES, keys.JOBS)},
-    f"/{keys.PREVIEWS}/*": "objects of one prefix",
-    f"/{keys.MODELS}/*": "objects of one prefix",
-    ":training-job/limner-*": "this product's jobs; their names end in request and attempt",
-    ":repository/limner/*": "this product's images",
-    ":log-group:/aws/sagemaker/Endpoints/*": "SageMaker names the group after the endpoint",
-    ":log-stream:*": "streams of one log group",
-    ":*": "versions of one function (CDK grants them with the function)",
-}
+SECURITY = ROOT / "docs" / "security.md"
 
 
 def statements(made: Synthesis) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The statements of all policies of roles."""
     for name, resource in made.template["Resources"].items():
-        if resource["Type"] == "AWS::IAM::Policy":
+        if resource["Type"] in ("AWS::IAM::Policy", "AWS::IAM::ManagedPolicy"):
             for statement in resource["Properties"]["PolicyDocument"]["Statement"]:
                 yield name, statement
-        written_by_aws = resource.get("Properties", {}).get("ManagedPolicyArns")
-        assert written_by_aws is None, name
-
-
-def listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+        assert not resource.get("Properties", {}).get("Policies"), name
 
 
 def text(resource: Any) -> str:
-    """A resource with its references shown as JSON in between."""
+    """A resource as docs/security.md shows it: the part after region and account."""
     match resource:
         case str():
             return resource
         case {"Fn::Join": ["", parts]}:
-            return "".join(text(part) for part in parts)
+            return "".join(part if isinstance(part, str) else "…" for part in parts)
         case _:
             return json.dumps(resource)
 
 
+def table(heading: str) -> list[list[str]]:
+    """The rows of the table below a heading of docs/security.md."""
+    body = SECURITY.read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2]
+    rows = [line for line in body.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+
+
+def forced(made: Synthesis) -> set[tuple[str, str]]:
+    """Each action on a resource with a wildcard, and that resource."""
+    return {
+        (action, text(resource).rpartition("…:")[2])
+        for _, statement in statements(made)
+        if statement["Effect"] == "Allow"
+        for resource in listed(statement["Resource"])
+        if "*" in text(resource)
+        for action in listed(statement["Action"])
+    }
+
+
 def test_no_action_is_a_wildcard(stage: Synthesis) -> None:
     for name, statement in statements(stage):
-        assert statement["Effect"] == "Allow"
+        assert "NotAction" not in statement
         for action in listed(statement["Action"]):
             assert "*" not in action, f"{name}: {action}"
 
 
-def test_every_wildcard_resource_has_a_reason(stage: Synthesis) -> None:
-    for name, statement in statements(stage):
-        for resource in map(text, listed(statement["Resource"])):
-            if resource == "*":
-                assert set(listed(statement["Action"])) <= set(EVERYWHERE), name
-            elif "*" in resource:
-                assert resource.endswith(tuple(FAMILIES)), f"{name}: {resource}"
-                assert resource.count("*") == 1 or ":log-stream:" in resource
+def test_resource_policies_have_wildcard_actions_only_to_deny(stage: Synthesis) -> None:
+    for resource in stage.template["Resources"].values():
+        if not resource["Type"].endswith(("::BucketPolicy", "::QueuePolicy", "::TopicPolicy")):
+            continue
+        for statement in resource["Properties"]["PolicyDocument"]["Statement"]:
+            if any("*" in action for action in listed(statement["Action"])):
+                assert statement["Effect"] == "Deny"
 
 
-def test_every_reason_is_needed(local: Synthesis, cloud: Synthesis) -> None:
-    used: set[str] = set()
-    ends: set[str] = set()
-    for made in (local, cloud):
-        for _, statement in statements(made):
-            for resource in map(text, listed(statement["Resource"])):
-                if resource == "*":
-                    used |= set(listed(statement["Action"]))
-                ends |= {end for end in FAMILIES if resource.endswith(end)}
-    assert used == set(EVERYWHERE)
-    assert ends == set(FAMILIES)
-
-
-def test_the_role_is_passed_to_sagemaker_alone(stage: Synthesis) -> None:
-    (passing,) = [s for _, s in statements(stage) if "iam:PassRole" in listed(s["Action"])]
-    assert passing["Condition"] == {
-        "StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}
+def test_the_list_of_forced_wildcards_is_the_templates_own(
+    local: Synthesis, cloud: Synthesis
+) -> None:
+    written = set()
+    for actions, resource, _ in table("Wildcards that AWS forces"):
+        (pattern,) = re.findall(r"`([^`]+)`", resource)
+        written |= {(action, pattern) for action in re.findall(r"`([^`]+)`", actions)}
+    assert forced(cloud) == written
+    local_stage = {
+        (action, item.replace("limner-local", "limner-prod")) for action, item in forced(local)
     }
-    (role,) = listed(passing["Resource"])
-    assert role == {"Fn::GetAtt": [role["Fn::GetAtt"][0], "Arn"]}
-    assert stage.template["Resources"][role["Fn::GetAtt"][0]]["Type"] == "AWS::IAM::Role"
+    assert local_stage == written
 
 
-def test_training_neither_reads_nor_writes_models(stage: Synthesis) -> None:
-    rights = [
-        text(resource)
-        for name, statement in statements(stage)
-        if name.startswith("TrainingRole")
-        for resource in listed(statement["Resource"])
-    ]
-    assert any(right.endswith(f"/{keys.UPLOADS}/*") for right in rights)
-    assert not any(f"/{keys.MODELS}/" in right for right in rights)
+def test_roles_have_no_policies_written_by_aws(stage: Synthesis) -> None:
+    for name, resource in stage.template["Resources"].items():
+        for policy in resource.get("Properties", {}).get("ManagedPolicyArns", []):
+            assert set(policy) == {"Ref"}, f"{name}: {policy}"
+
+
+def test_functions_are_called_by_exact_name(stage: Synthesis) -> None:
+    for _, statement in statements(stage):
+        if "lambda:InvokeFunction" in listed(statement["Action"]):
+            for resource in listed(statement["Resource"]):
+                assert set(resource) == {"Fn::GetAtt"}
 
 
 def test_actions_that_iam_does_not_know_are_not_asked_for(stage: Synthesis) -> None:
     asked = {action for _, statement in statements(stage) for action in listed(statement["Action"])}
     assert "s3:copyObject" not in asked
     assert "dynamodb:transactWriteItems" not in asked
-    assert {"s3:GetObject", "s3:PutObject", "dynamodb:UpdateItem"} <= asked
+    assert {"dynamodb:UpdateItem", "sagemaker:CreateTrainingJob"} <= asked
+
+
+def test_the_page_exists() -> None:
+    assert Path(SECURITY).is_file()
