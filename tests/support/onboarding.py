@@ -218,6 +218,7 @@ def session_stack(
     outputs = deploy_stack(
         session_laptop.laptop.endpoint_url, time.monotonic() + DEPLOY_DEADLINE_S, base=base
     )
+    _slow_schedules_down(session_laptop)
     sqs = session_laptop.client("sqs")
     queue_url = sqs.create_queue(QueueName="heard")["QueueUrl"]
     attributes = sqs.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["QueueArn"])
@@ -227,6 +228,18 @@ def session_stack(
         Endpoint=attributes["Attributes"]["QueueArn"],
     )
     yield Stack(session_laptop, outputs, queue_url)
+
+
+def _slow_schedules_down(laptop: TestLaptop) -> None:
+    """Tests fire the schedules themselves (``control.fire_rule``).
+
+    On the tests' clock a minute takes less than a second: the functions behind the schedules would
+    keep a machine of two cores busy, and every test would wait for them.
+    """
+    events = laptop.client("events")
+    for rule in events.list_rules()["Rules"]:
+        if "ScheduleExpression" in rule:
+            events.put_rule(Name=rule["Name"], ScheduleExpression="rate(30 days)")
 
 
 @pytest.fixture
