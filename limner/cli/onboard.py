@@ -41,9 +41,7 @@ def onboard(
     ] = None,
     queue: Annotated[
         bool,
-        typer.Option(
-            "--queue", help="Let the deployed queue start it when there is room."
-        ),
+        typer.Option("--queue", help="Let the deployed queue start it when there is room."),
     ] = False,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Follow the onboarding until it ends.")
