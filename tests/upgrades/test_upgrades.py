@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from limner.contracts.errors import LimnerError
 from limner.contracts.onboarding import OnboardingFailed, OnboardingInput, OnboardingReady
 from tests.support.engines.moto_stack import BUCKET, REQUESTS, definition, moto_stack
 from tests.upgrades import record
 from tests.upgrades.histories import History, Step, all_histories
+from tests.upgrades.replay import MIGRATIONS as MIGRATIONS_FILE
 from tests.upgrades.replay import Migration, Replayed, all_migrations, replay, summary
 
 HISTORIES = all_histories()
@@ -183,18 +186,31 @@ def bodies() -> list[Any]:
             if message is not None:
                 body = json.loads(message) if isinstance(message, str) else message
                 name = f"{history.name}-{step.state}"
-                different.setdefault(json.dumps(body), pytest.param(body, id=name))
+                version = history.name.partition("-")[0]
+                different.setdefault(json.dumps(body), pytest.param(version, body, id=name))
     return list(different.values())
 
 
-@pytest.mark.parametrize("body", bodies())
-def test_todays_contracts_read_what_was_told_then(body: dict[str, Any]) -> None:
+MODELS = {"limner.onboarding.ready": OnboardingReady, "limner.onboarding.failed": OnboardingFailed}
+
+
+@pytest.mark.parametrize(("version", "body"), bodies())
+def test_todays_contracts_read_what_was_told_then(version: str, body: dict[str, Any]) -> None:
     """A notification may lie in a subscriber's queue for two weeks."""
-    models = {
-        "limner.onboarding.ready": OnboardingReady,
-        "limner.onboarding.failed": OnboardingFailed,
-    }
-    models[body["type"]].model_validate(body)
+    known = {field for entry in _told(version, body["type"]) for field in entry["lacks"]}
+    try:
+        MODELS[body["type"]].model_validate(body)
+    except ValidationError as error:
+        lacking = {str(each["loc"][0]) for each in error.errors() if each["type"] == "missing"}
+        assert lacking == known, error
+        assert len(lacking) == error.error_count(), error
+    else:
+        assert not known, "migrations.toml speaks of a difference that is none"
+
+
+def _told(version: str, kind: str) -> list[dict[str, Any]]:
+    listed = tomllib.loads(MIGRATIONS_FILE.read_text(encoding="utf-8")).get("told", [])
+    return [one for one in listed if (one["version"], one["type"]) == (version, kind)]
 
 
 def test_todays_inputs_are_todays_contract() -> None:
