@@ -21,9 +21,9 @@ from limner.contracts import keys
 from limner.contracts.errors import LimnerError
 
 SCHEMA_VERSION: Final = 1
-# A machine ends its executions after a week (workflows.retries.MACHINE_TIMEOUT_S); a test
-# compares. An hour more, and whatever still holds a place has been forgotten.
-HOLD_S: Final = 7 * 24 * 3600 + 3600
+# A machine ends its executions earlier (workflows.retries.MACHINE_TIMEOUT_S; a test compares):
+# whatever still holds a place then has been forgotten.
+HOLD_S: Final = 10 * 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,8 @@ MAX_ATTEMPTS: Final = 3
 # Presigned uploads end after an hour; whoever comes back after a day registers again.
 UPLOAD_S: Final = 24 * 3600
 QUEUE_S: Final = 7 * 24 * 3600
-# No execution lives longer than a week (workflows.retries.MACHINE_TIMEOUT_S), and an hour for AWS.
-OWNED_S: Final = 7 * 24 * 3600 + 3600
+# No execution lives so long (workflows.retries.MACHINE_TIMEOUT_S).
+OWNED_S: Final = 10 * 24 * 3600
 # Longer than the retries of any call between two writes of the status: throttled calls for a job
 # take 48 minutes at most.
 JOB_GRACE_S: Final = 6 * 3600

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lambdas.reconcile.logic import Record
-from lambdas.reconcile.notes import Notes
+from lambdas.reconcile.notes import Notes, request_of
 from lambdas.record_failure.ledger import Ledger
 from lambdas.record_failure.logic import FAILED_EVENT, Ending, Failure, failed_body
 from lambdas.shared.clock import Clock
@@ -129,15 +129,15 @@ class Repairs:
         Returns:
             False if the request has changed hands meanwhile.
         """
-        self._notes.owe(ending.request_id)
+        entry = self._notes.owe(ending.request_id, self._clock.now_ms())
         try:
             self._ledger.end(ending)
         except LimnerError as error:
             if error.code != "REQUEST_ALREADY_CLAIMED":
                 raise
-            self._notes.done(ending.request_id)
+            self._notes.done(entry)
             return False
-        self.finish(ending.request_id)
+        self.pay(entry)
         return True
 
     def fail(self, record: Record, code: str, message: str) -> bool:
@@ -157,7 +157,11 @@ class Repairs:
         record = self._ledger.read(request_id)
         if record is not None and RequestStatus(record["status"]) in TERMINAL:
             self._finish(record)
-        self._notes.done(request_id)
+
+    def pay(self, entry: str) -> None:
+        """Finishes a request that is owed its ending, and notes it."""
+        self.finish(request_of(entry))
+        self._notes.done(entry)
 
     def _finish(self, record: dict[str, Any]) -> None:
         if record["status"] != RequestStatus.READY and "error" in record:

@@ -103,9 +103,9 @@ class Sweep:
         Raises:
             ClientError: If AWS refuses again and again.
         """
-        cursors, owed = self._notes.read()
-        for request_id in sorted(owed):
-            self._guard(request_id, self._repairs.finish)
+        cursors, owed = self._notes.read(self._clock.now_ms())
+        for entry in owed:
+            self._guard(entry, self._repairs.pay)
         self._free_places()
         before = iso(self._clock.now_ms() - self._grace_s * 1000)
         for shard in map(str, range(keys.SHARDS)):

@@ -311,7 +311,7 @@ def test_nothing_is_owned_for_ever() -> None:
     ("status", "after_s", "kept"),
     [
         ("RUNNING", 1000, True),
-        ("RUNNING", 8 * 24 * HOUR_S, False),
+        ("RUNNING", 11 * 24 * HOUR_S, False),
         ("SUCCEEDED", 0, False),
         ("FAILED", 0, False),
         (None, 10, True),  # about to start
@@ -393,6 +393,23 @@ def test_aws_being_away_ends_the_run(world: World) -> None:
         world.reconcile()
 
 
+def test_two_runs_at_once_announce_once(world: World) -> None:
+    """The second one begins while the first is between ending and announcing."""
+    world.request("r1", status="REGISTERED", queue=None)
+    world.time.pass_s(30 * HOUR_S)
+    publish, other = world._publish, []
+
+    def interrupted(body: Any) -> None:
+        if not other:
+            other.append(world.new_sweep())
+            other[0].run()
+        publish(body)
+
+    world._publish = interrupted  # type: ignore[method-assign]
+    world.reconcile()
+    assert told(world) == ["UPLOAD_EXPIRED"]
+
+
 # -- Every death ----------------------------------------------------------------------------------
 
 
@@ -420,6 +437,7 @@ def test_reconcile_may_die_at_every_call(after: bool, monkeypatch: pytest.Monkey
         world.survive(world.reconcile)
         over, world.calls.die_at = world.calls.count < cut, None
         for _ in range(2):
+            world.time.pass_s(300)
             world.reconcile()
         assert code(world) == "EXECUTION_STOPPED", f"cut {cut}"
         assert "active_request" not in (world.model("user-r1") or {})
