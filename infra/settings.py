@@ -216,7 +216,6 @@ def laptop() -> StageSettings:
         "training_image": "limner/training:local",
         "inference_image": "limner/inference:local",
         "training_instance_types": ("ml.m5.xlarge", "ml.m5.2xlarge", "ml.c5.xlarge"),
-        "training_volume_gb": 5,
     }
     defaults = {name: field.default for name, field in StageSettings.model_fields.items()}
     return StageSettings.model_validate({**defaults, **ours})
