@@ -57,12 +57,58 @@ def photos() -> tuple[bytes, ...]:
 
 
 @dataclass
+class Crash:
+    """The death of an execution, at one of its turns.
+
+    Attributes:
+        turn: Number of the turn that it does not take any more, over all executions of a story.
+        unheard: Whether the event of its end is lost.
+        orphaned: Whether its training job goes on without it.
+        where: The state in which it died; empty if the story was over before.
+        owner: ARN of the dead execution.
+        ticks: Runs of reconcile until no request was left to the dead.
+        passed: The states of the turns that were taken before.
+    """
+
+    turn: int
+    unheard: bool
+    orphaned: bool
+    where: str = ""
+    owner: str = ""
+    ticks: int = 0
+    passed: list[str] = field(default_factory=list)
+
+    def strike(self, world: World, execution: Execution, call: Call) -> bool:
+        """Counts a turn, and kills the execution if it is the one."""
+        if self.where:
+            return False
+        if len(self.passed) < self.turn:
+            self.passed.append(call.state)
+            return False
+        self.where, self.owner = call.state, execution.arn
+        if self.orphaned:
+            for job in world.jobs.values():
+                job.request.pop("_execution", None)
+        world.stop(execution)
+        if self.unheard:
+            world.lose_endings()
+        return True
+
+    def is_stuck(self, world: World) -> bool:
+        """Whether a request still belongs to the dead."""
+        return bool(self.owner) and any(
+            row.get("owner", {}).get("S") == self.owner and "open" in row
+            for row in world.memory.tables["requests"].values()
+        )
+
+
+@dataclass
 class System:
     """A deployed stage in memory, and the app that uses it."""
 
     world: World = field(default_factory=World)
     decide: Decide = lambda _: None
-    stop_at: Callable[[Call], bool] = lambda _: False
+    crash: Crash | None = None
 
     @property
     def limner(self) -> Limner:
@@ -119,6 +165,8 @@ class System:
     def tick(self) -> None:
         """The schedules strike."""
         self.world.deliver("dispatch", {})
+        if self.crash is not None and self.crash.is_stuck(self.world):
+            self.crash.ticks += 1
         self.world.deliver("reconcile", {})
 
     def running(self) -> Iterator[Execution]:
@@ -134,6 +182,9 @@ class System:
                 return
             for execution in going:
                 call = standing.get(execution.arn)
+                crash = self.crash
+                if call and crash and crash.strike(self.world, execution, call):
+                    continue
                 fault = self.decide(call) if call is not None else None
                 standing[execution.arn] = self.world.advance(execution, fault)
             self.world.tell_endings()
