@@ -308,16 +308,17 @@ def test_a_lost_reply_buys_one_job_which_is_adopted(stack: Stack) -> None:
 
 @pytest.mark.parametrize(
     ("matching", "job"),
-    [("longest_s", False), ("RecordBatchAttempt", False), ("CollectResults", True)],
+    [
+        pytest.param("longest_s", False, id="PackTasks"),
+        pytest.param("TRAINING", False, id="RecordBatchAttempt"),
+        pytest.param('"failure"', True, id="CollectResults"),
+    ],
 )
 def test_a_function_that_never_answers_gives_the_requests_back(
     stack: Stack, matching: str, job: bool
 ) -> None:
-    payload = {"RecordBatchAttempt": '"status":"TRAINING"', "CollectResults": '"failure"'}
     stack.laptop.control.clock(0)
-    stack.laptop.control.trouble(
-        faults=[Fault("lambda:Invoke", matching=payload.get(matching, matching), times=9)]
-    )
+    stack.laptop.control.trouble(faults=[Fault("lambda:Invoke", matching=matching, times=9)])
     (wish,) = wishes(stack, 1)
     batch = stack.batch(wish)
     execution = stack.laptop.finish(stack.start_batch(batch))
