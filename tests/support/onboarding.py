@@ -85,10 +85,12 @@ class Stack:
     def put_object(self, key: str, body: bytes) -> None:
         self.laptop.s3.put_object(Bucket=self.outputs["BucketName"], Key=key, Body=body)
 
-    def start(self, wish: OnboardingInput, name: str | None = None) -> str:
+    def start(
+        self, wish: OnboardingInput, name: str | None = None, *, machine: str | None = None
+    ) -> str:
         """Starts the machine; returns the execution's ARN."""
         arn: str = self.laptop.states.start_execution(
-            stateMachineArn=self.outputs["OnboardMachineArn"],
+            stateMachineArn=machine or self.outputs["OnboardMachineArn"],
             name=name or keys.execution_name(wish.request_id),
             input=wish.model_dump_json(),
         )["executionArn"]

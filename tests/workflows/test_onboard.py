@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -238,6 +239,61 @@ def test_a_permission_that_is_missing_is_told_by_its_name(stack: Stack) -> None:
     wish = stack.wish()
     error = assert_failed(stack, wish, stack.onboard(wish), "AWS_ERROR")
     assert "not authorized" in error["message"]
+
+
+def with_the_sdk_s_own_call(stack: Stack) -> str:
+    """A machine like the deployed one, but with ``call="sdk"``; returns its ARN.
+
+    That these two fields are all that differs is a unit test's business (``test_sdk_call``).
+    """
+    described = stack.laptop.states.describe_state_machine(
+        stateMachineArn=stack.outputs["OnboardMachineArn"]
+    )
+    definition = json.loads(described["definition"])
+    definition["States"]["FineTune"] |= {
+        "Resource": "arn:aws:states:::aws-sdk:sagemaker:createTrainingJob",
+        "Next": "AwaitJob",
+    }
+    arn: str = stack.laptop.states.create_state_machine(
+        name=f"sdk-{uuid.uuid4().hex[:8]}",
+        definition=json.dumps(definition),
+        roleArn=described["roleArn"],
+    )["stateMachineArn"]
+    return arn
+
+
+def test_a_job_of_the_sdk_s_own_call_is_looked_at_until_it_ends(stack: Stack) -> None:
+    machine = with_the_sdk_s_own_call(stack)
+    wish = stack.wish()
+    stack.put_request(wish, seconds=1)
+    execution = stack.laptop.finish(stack.start(wish, machine=machine))
+    assert_ready(stack, wish, execution)
+    assert {"AwaitJob", "CountLook", "WaitForJob"} <= set(stack.states(execution))
+    assert len(stack.jobs(wish)) == 1
+
+
+def test_the_sdk_s_own_call_meets_the_same_troubles(stack: Stack) -> None:
+    machine = with_the_sdk_s_own_call(stack)
+    stack.laptop.control.trouble(throttle_next=2, capacity_failures=1)
+    wish = stack.wish()
+    stack.put_request(wish)
+    execution = stack.laptop.finish(stack.start(wish, machine=machine))
+    assert_ready(stack, wish, execution)
+    assert len(stack.failed_tries(execution)) == 2
+    assert len(stack.jobs(wish)) == 2
+
+
+def test_a_job_that_nobody_looks_at_any_more_is_stopped(stack: Stack) -> None:
+    stack.laptop.control.clock(0)
+    machine = with_the_sdk_s_own_call(stack)
+    wish = stack.wish()
+    stack.put_request(wish, behave="hang")
+    execution = stack.laptop.finish(stack.start(wish, machine=machine), deadline_s=120)
+    assert stack.states(execution).count("CountLook") == retries.JOB_LOOKS
+    assert execution["error"] == "DEADLINE_EXCEEDED"
+    assert stack.request(wish)["status"] == "FAILED"
+    (name,) = stack.jobs(wish)
+    until(lambda: stack.job(name)["TrainingJobStatus"], lambda status: status == "Stopped")
 
 
 # -- The job in trouble ---------------------------------------------------------------------------
