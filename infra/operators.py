@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from aws_cdk import Aws
 from aws_cdk import aws_budgets as budgets
+from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
 from aws_cdk import aws_sns as sns
 from aws_cdk import aws_sns_subscriptions as subscriptions
@@ -36,6 +38,16 @@ class Operators(Construct):
             self.topic = sns.Topic.from_topic_arn(self, "Topic", settings.alarm_topic_arn)
         else:
             self.topic = sns.Topic(self, "Topic", enforce_ssl=True, master_key=key)
+            # A policy of our own (TLS only) replaces the one that lets the account's alarms in.
+            self.topic.add_to_resource_policy(
+                iam.PolicyStatement(
+                    sid="Alarms",
+                    principals=[iam.ServicePrincipal("cloudwatch.amazonaws.com")],
+                    actions=["sns:Publish"],
+                    resources=[self.topic.topic_arn],
+                    conditions={"StringEquals": {"aws:SourceAccount": Aws.ACCOUNT_ID}},
+                )
+            )
             if settings.alarm_email:
                 self.topic.add_subscription(subscriptions.EmailSubscription(settings.alarm_email))
         if settings.monthly_budget_usd:

@@ -94,3 +94,17 @@ def test_thresholds_come_from_the_settings(cloud: Synthesis) -> None:
     assert thresholds[metrics.LAUNCHES_TODAY] == (
         settings.alarm_launch_share * settings.daily_launches
     )
+
+
+def test_alarms_are_let_into_their_topic(stage: Synthesis) -> None:
+    """The topic's own policy replaces the default one, which lets the account's alarms in."""
+    (topic,) = {action["Ref"] for alarm in alarms(stage) for action in alarm["AlarmActions"]}
+    allowed = [
+        statement["Principal"]["Service"]
+        for item in stage.template["Resources"].values()
+        if item["Type"] == "AWS::SNS::TopicPolicy"
+        and item["Properties"]["Topics"] == [{"Ref": topic}]
+        for statement in item["Properties"]["PolicyDocument"]["Statement"]
+        if statement["Effect"] == "Allow"
+    ]
+    assert allowed == ["cloudwatch.amazonaws.com"]
