@@ -23,8 +23,6 @@ from tests.upgrades.histories import FOLDER, History, normal, steps_of
 RECORDED: Final = (
     "a new user",
     "a user with a model",
-    "retraining",
-    "throttled, then not",
     "the quota is full for a while",
     "no capacity once",
     "no capacity for ever",
@@ -34,7 +32,6 @@ RECORDED: Final = (
     "somebody else owns the request",
     "the model is busy",
     "nobody can be told",
-    "a lost reply of ActivateModel",
 )
 
 
