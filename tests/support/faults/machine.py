@@ -92,6 +92,9 @@ class Services(Protocol):
     def wait_for(self, parameters: Json) -> Json:
         """Waits for the job of a ``.sync`` task; raises ``TaskFailedError`` if it failed."""
 
+    def abandon(self, parameters: Json) -> None:
+        """The best effort to cancel the job of a ``.sync`` task that timed out."""
+
     def now_iso(self) -> str:
         """The time, for ``$$.State.EnteredTime``."""
 
@@ -283,6 +286,8 @@ class _State:
             raise TaskFailedError(fault.error, fault.cause)
         result = execution.services.perform(resource, parameters, execution)
         if fault is not None:
+            if fault.error == "States.Timeout" and resource.endswith(".sync"):
+                execution.services.abandon(parameters)
             raise TaskFailedError(fault.error, fault.cause)
         if resource.endswith(".sync"):
             late = yield Call(execution, prefix + self.name, attempt, "", parameters)

@@ -367,6 +367,12 @@ class World:
             raise TaskFailedError("States.TaskFailed", json.dumps(job.describe()))
         return job.describe()
 
+    def abandon(self, parameters: Any) -> None:
+        """See ``machine.Services``."""
+        job = self.jobs[parameters["TrainingJobName"]]
+        if job.status in UNFINISHED:
+            job.status = "Stopped"
+
     def _invoke_task(self, parameters: Mapping[str, Any]) -> Any:
         function, payload = parameters["FunctionName"], parameters["Payload"]
         if function == "smoke_test":
