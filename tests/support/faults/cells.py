@@ -161,6 +161,15 @@ def _tell(story: Story) -> _Telling:
 _BY_HAND: Final = frozenset({"stopped", "event_lost", "batch_dies", "batch_dies_early", "job_over"})
 
 
+def story_of(cell: Cell) -> Story:
+    """The story that a cell plays.
+
+    Raises:
+        LookupError: If no story reaches its state.
+    """
+    return _telling_of(cell).story
+
+
 def _telling_of(cell: Cell) -> _Telling:
     name = f"{cell.machine}:{cell.state}"
     for telling in _tellings():
@@ -203,7 +212,7 @@ def play(cell: Cell) -> Result:
     """
     telling = _telling_of(cell)
     struck: list[int] = []
-    system = System(decide=_faults(cell, struck))
+    system = System(decide=decider(cell, struck))
     if cell.trouble in (Trouble.STOP, Trouble.KILL):
         killed = cell.trouble is Trouble.KILL
         system.crash = Death(turn=0, unheard=killed, orphaned=killed, cell=cell)
@@ -214,7 +223,7 @@ def play(cell: Cell) -> Result:
     return Result(cell, *_judge(system, telling))
 
 
-def _faults(cell: Cell, struck: list[int]) -> Callable[[Call], Fault | None]:
+def decider(cell: Cell, struck: list[int]) -> Callable[[Call], Fault | None]:
     """The errors of a cell; those that last for ever strike the first visit until it is left."""
     visit: list[Execution] = []
 
@@ -232,6 +241,13 @@ def _faults(cell: Cell, struck: list[int]) -> Callable[[Call], Fault | None]:
     return decide
 
 
+# These integrations have one name for several refusals; the Cause tells which it was.
+_DENIED: Final = {
+    "Lambda": "Lambda.AWSLambdaException",
+    "SageMaker": "SageMaker.AmazonSageMakerException",
+}
+
+
 def _error(cell: Cell, call: Call) -> str:
     match cell.trouble:
         case Trouble.THROTTLE:
@@ -239,7 +255,8 @@ def _error(cell: Cell, call: Call) -> str:
         case Trouble.TIMEOUT:
             return "States.Timeout"
         case Trouble.DENIED:
-            return f"{trouble_of(call, 1).partition('.')[0]}.AccessDeniedException"
+            prefix = trouble_of(call, 1).partition(".")[0]
+            return _DENIED.get(prefix, f"{prefix}.AccessDeniedException")
     return trouble_of(call, 1)
 
 

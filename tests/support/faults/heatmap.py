@@ -34,7 +34,7 @@ def draw(results: Sequence[Result], on_laptop: frozenset[Cell] = frozenset()) ->
     rows = list(dict.fromkeys((r.cell.machine, r.cell.state) for r in results))
     machines = list(dict.fromkeys(machine for machine, _ in rows))
     by_cell = {result.cell: result for result in results}
-    width = 2 * _MARGIN + _LABELS + len(COLUMNS) * _CELL_W + 2 * 8
+    width = 2 * _MARGIN + _LABELS + len(COLUMNS) * _CELL_W + 2 * 8 + 24
     height = _HEAD + len(rows) * _CELL_H + len(machines) * 30 + 90
     parts = [
         f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' "
