@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from limner.contracts import keys
 from limner.contracts.base import TINY_BASE_ID
-from limner.contracts.onboarding import MAX_BATCH
+from workflows import retries
 
 LOCAL: Final = "local"
 # Dated; edit it or put a newer one in its place.
@@ -33,7 +33,10 @@ InstanceType = Annotated[str, StringConstraints(pattern=r"^ml\.[a-z0-9-]+\.[a-z0
 Repository = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+([._/-][a-z0-9]+)*$")]
 Origin = Annotated[str, StringConstraints(pattern=r"^https?://[A-Za-z0-9.-]+(:\d+)?$")]
 InstanceTypes = Annotated[
-    tuple[InstanceType, ...], NoDecode, BeforeValidator(_listed), Field(min_length=1, max_length=10)
+    tuple[InstanceType, ...],
+    NoDecode,
+    BeforeValidator(_listed),
+    Field(min_length=1, max_length=retries.MOST_INSTANCE_TYPES),
 ]
 Repositories = Annotated[tuple[Repository, ...], NoDecode, BeforeValidator(_listed)]
 Origins = Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_listed)]
@@ -118,7 +121,10 @@ class StageSettings(BaseSettings):
     # The API takes six hours, the developer guide speaks of one.
     warm_pool_s: int = Field(default=0, ge=0, le=21_600)
     spot: bool = False
-    max_wait_s: int = Field(default=24 * 3600, ge=3600, le=28 * 24 * 3600)
+    # No shorter than a job may run, no longer than a task waits for its job (workflows.retries).
+    max_wait_s: int = Field(
+        default=retries.SPOT_WAIT_S, ge=retries.BATCH_RUNTIME_S, le=retries.SPOT_WAIT_S
+    )
 
     endpoint_instance_type: InstanceType = "ml.m5.xlarge"
     endpoint_instances: int = Field(default=1, ge=1, le=100)
@@ -126,7 +132,7 @@ class StageSettings(BaseSettings):
     endpoint_invocations_per_instance: int = Field(default=60, ge=1)
 
     batch_from: int = Field(default=8, ge=2)
-    batch_size: int = Field(default=32, ge=2, le=MAX_BATCH)
+    batch_size: int = Field(default=32, ge=2, le=retries.MOST_REQUESTS)
     batch_instances: int = Field(default=4, ge=1, le=20)
     batch_target_s: int = Field(default=3600, ge=60)
     pace_fixed_s: float = Field(default=0, ge=0)

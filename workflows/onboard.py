@@ -35,7 +35,7 @@ from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
 from limner.contracts import keys
-from limner.contracts.errors import REGISTRY
+from limner.contracts.errors import NOT_RECORDED, REGISTRY
 from limner.contracts.statuses import RequestStatus
 from workflows import jobs, retries
 from workflows.claim import claim, plan_version
@@ -120,8 +120,9 @@ class Onboard(Construct):
             self,
             "FailureNotRecorded",
             comment="Not ours, or left to the rule on this execution's end, with the first reason.",
-            error_path=f"{retries.FAILURE_PATH}.Error",
-            cause_path=f"{retries.FAILURE_PATH}.Cause",
+            # The reason's own name may begin with "States.", which a Fail state must not invent.
+            error=NOT_RECORDED,
+            cause_path=f"States.JsonToString({retries.FAILURE_PATH})",
         )
         failed = sfn.Fail(
             self,

@@ -13,7 +13,7 @@ from limner.contracts import keys
 from limner.contracts.onboarding import SCHEMA_VERSION, OnboardingReady
 from limner.contracts.statuses import RequestStatus, VersionStatus
 from workflows.rows import ME, MODEL_KEY, NOW, REQUEST_KEY, VERSION_KEY
-from workflows.tasks import StepFactory, TaskState, Write, literal, number, text
+from workflows.tasks import StepFactory, TaskState, Write, literal, number, text, truth
 from workflows.uses import Uses
 
 
@@ -64,8 +64,13 @@ def publish(
                 uses.requests,
                 REQUEST_KEY,
                 update="SET #status = :trained, #updated_at = :now",
-                condition="#owner = :me AND #status IN (:training, :trained)",
+                # A request of a batch cannot be cancelled by stopping the batch: it ends here.
+                condition=(
+                    "#owner = :me AND #status IN (:training, :trained)"
+                    " AND (attribute_not_exists(#cancel_requested) OR #cancel_requested = :false)"
+                ),
                 values={
+                    ":false": truth(False),
                     ":training": literal(RequestStatus.TRAINING),
                     ":trained": literal(RequestStatus.TRAINED),
                     ":me": ME,

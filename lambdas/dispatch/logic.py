@@ -238,12 +238,17 @@ def next_launch(
         now: The present moment, as rows write it.
     """
     eligible = _eligible(candidates, gate, rules, now)
+    if not eligible:
+        return None
     group: dict[str, Candidate] = {}
     for candidate in eligible:
-        group.setdefault(candidate.run.user_id, candidate)
-    if len(group) >= rules.batch_from:
+        if candidate.run.attempt == 1:
+            group.setdefault(candidate.run.user_id, candidate)
+    # A request that one job has left undone may be what ended the job: it goes on alone, so that
+    # it cannot take others with it again.
+    if eligible[0].run.attempt == 1 and len(group) >= rules.batch_from:
         return Launch.of(list(group.values())[: rules.batch_size], batch=True)
-    return Launch.of(eligible[:1], batch=False) if eligible else None
+    return Launch.of(eligible[:1], batch=False)
 
 
 def _eligible(

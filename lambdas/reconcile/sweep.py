@@ -176,6 +176,8 @@ class Sweep:
             self.tally.seen += 1
             if RequestStatus(record["status"]) in TERMINAL or not is_batch:
                 self._stop_job(record)
+                if is_batch:  # the machine may have come to record it, and not to tell it
+                    self._repairs.finish(request_id)
             else:
                 self._act(logic.settle(record, is_batch=True), record, detail)
         return self.tally

@@ -27,6 +27,7 @@ def handle(event: dict[str, Any], _context: object) -> dict[str, Any] | None:
         log_event(LOG, "execution without a request")
         return None
     record = LEDGER.read(ending.request_id)
+    ending = logic.as_wished(record, ending)
     verdict = logic.judge(record, ending)
     log_event(LOG, verdict.name, request_id=ending.request_id, code=ending.failure.code)
     if record is None or verdict is logic.Verdict.NOT_OURS:

@@ -19,12 +19,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any, Final
 
 from limner.contracts import keys
-from limner.contracts.errors import REGISTRY, LimnerError
+from limner.contracts.errors import NOT_RECORDED, REGISTRY, LimnerError
 from limner.contracts.statuses import TERMINAL, RequestStatus
 
 FAILED_EVENT: Final = "limner.onboarding.failed"
@@ -142,6 +142,19 @@ def _ending_of_execution(detail: Mapping[str, Any]) -> Ending | None:
     return Ending(request_id, detail["executionArn"], status, failure, by_rule=True)
 
 
+def as_wished(record: Mapping[str, Any] | None, ending: Ending) -> Ending:
+    """The ending as the request's client wanted it: whoever cancelled it gets no failure.
+
+    A request that shares its execution with others is cancelled by a note in its record; the
+    machine then refuses to publish it (``RecordModel``), and comes here.
+    """
+    if record is None or not record.get("cancel_requested"):
+        return ending
+    stopped = REGISTRY["EXECUTION_STOPPED"]
+    failure = _failure(stopped.code, "The request was cancelled by its client.")
+    return replace(ending, status=RequestStatus.CANCELLED, failure=failure)
+
+
 def judge(record: Mapping[str, Any] | None, ending: Ending) -> Verdict:
     """Decides what an ending means for the request as it is recorded."""
     if record is None:
@@ -176,7 +189,7 @@ def explain(error: str | None, cause: str | None) -> Failure:
 
     Args:
         error: Error name, such as ``States.TaskFailed`` or ``SageMaker.AmazonSageMakerException``,
-            or the name of a Lambda function's exception class, or a code of the registry.
+            ``NOT_RECORDED``, or the name of a Lambda function's exception class, or a code of the registry.
         cause: Its cause: plain text, the JSON of a failed training job, or the JSON of a Lambda
             function's error.
 
@@ -185,6 +198,9 @@ def explain(error: str | None, cause: str | None) -> Failure:
         over everything else.
     """
     error, cause = error or "", cause or ""
+    if error == NOT_RECORDED:
+        first = _json_object(cause)
+        return explain(str(first.get("Error", "")), str(first.get("Cause", "")))
     if error in REGISTRY:
         return _failure(error, cause or REGISTRY[error].summary)
     document = _json_object(cause)

@@ -12,6 +12,10 @@ from typing import Final, Literal
 
 Fault = Literal["caller", "aws", "limner"]
 
+# Error name of an execution that could not record its failure; its cause is the failure as JSON,
+# ``{"Error": …, "Cause": …}``, for whoever records it next.
+NOT_RECORDED: Final = "NotRecorded"
+
 
 @dataclass(frozen=True, slots=True)
 class ErrorSpec:

@@ -92,5 +92,5 @@ class OnboardingFailed(BaseModel):
     code: str
     message: str
     retryable: bool
-    fault: Literal["caller", "aws", "limner"]
+    fault: Literal["caller", "aws", "limner"] = "limner"
     fix: str

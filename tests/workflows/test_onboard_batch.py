@@ -432,6 +432,27 @@ def test_the_same_batch_twice_is_one_execution(stack: Stack) -> None:
     assert_done(stack.laptop.finish(arn), ready=2)
 
 
+def test_a_request_whose_client_cancels_it_ends_alone(stack: Stack) -> None:
+    """As ``Limner.cancel`` asks for it: the batch goes on for the others."""
+    kept, lost = wishes(stack, 2, seconds=1)
+    batch: BatchInput = stack.batch(kept, lost)
+    arn = stack.start_batch(batch)
+    until(lambda: stack.jobs(batch), lambda jobs: len(jobs) == 1)
+    stack.table("RequestsTableName").update_item(
+        Key={"request_id": lost.request_id},
+        UpdateExpression="SET cancel_requested = :true",
+        ExpressionAttributeValues={":true": True},
+    )
+    stack.laptop.control.clock(0)
+    assert_done(stack.laptop.finish(arn), ready=1, failed=1)
+    assert_ready(stack, kept)
+    record = stack.request(lost)
+    assert (record["status"], record["error"]["code"]) == ("CANCELLED", "EXECUTION_STOPPED")
+    assert stack.artifact_keys(lost) == []
+    (heard,) = stack.notifications(lost)
+    assert heard["code"] == "EXECUTION_STOPPED"
+
+
 def test_a_request_that_was_cancelled_meanwhile_stays_so(stack: Stack) -> None:
     kept, lost = wishes(stack, 2, seconds=1)
     batch: BatchInput = stack.batch(kept, lost)

@@ -388,7 +388,7 @@ CASES: Final = (
         behave="hang",
         meanwhile=_lose_the_request,
         path=(*BEGINNING, *JOB_FAILED, "RecordFailure", "FailureNotRecorded"),
-        error="States.TaskFailed",
+        error="NotRecorded",
         status="TRAINING",
         record={"owner": SOMEBODY},
         absent=("live_version",),
@@ -398,7 +398,7 @@ CASES: Final = (
         behave="crash",
         trouble={"faults": [Fault("lambda:Invoke", times=9, matching="failure")]},
         path=(*BEGINNING, *JOB_FAILED, "RecordFailure", "FailureNotRecorded"),
-        error="States.TaskFailed",
+        error="NotRecorded",
         record={},
     ),
     Case(
@@ -447,10 +447,4 @@ CASES: Final = (
 
 # -- Where an engine is known to differ -----------------------------------------------------------
 
-# moto refuses a Fail state's Error that begins with "States."; what AWS does is not documented.
-_NO_STATES_ERROR: Final = {"error": "States.Runtime"}
-
-DIFFERENCES: Final[Mapping[tuple[str, str], dict[str, Any]]] = {
-    ("moto", "somebody takes the request while it trains"): _NO_STATES_ERROR,
-    ("moto", "the failure cannot be recorded"): _NO_STATES_ERROR,
-}
+DIFFERENCES: Final[Mapping[tuple[str, str], dict[str, Any]]] = {}

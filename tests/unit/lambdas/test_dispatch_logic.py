@@ -97,6 +97,21 @@ def test_a_batch_has_one_request_of_a_user() -> None:
     assert len({candidate.run.user_id for candidate in launch.candidates}) == 3
 
 
+def test_a_request_that_a_job_has_left_undone_goes_on_alone() -> None:
+    """It may be what ended the job: it must not end another one for others."""
+    again = waits("again", "zoe", NOW - 1)
+    again = replace(again, run=replace(again.run, attempt=2))
+    queue = [again, *(waits(f"r{i}", f"user{i}", NOW + i) for i in range(5))]
+    first = next_launch(queue, Gate(), RULES, iso(NOW))
+    assert first is not None
+    assert (first.batch, names(first)) == (False, ["again"])
+    then = next_launch(
+        [*queue[1:], replace(again, queued_at=iso(NOW + 9))], Gate(), RULES, iso(NOW)
+    )
+    assert then is not None
+    assert (then.batch, names(then)) == (True, ["r0", "r1", "r2"])
+
+
 def test_nine_requests_of_one_user_are_no_batch() -> None:
     rules = replace(RULES, limits=replace(RULES.limits, user_active=9))
     queue = [waits(f"a{i}", "ada", NOW, model=f"m{i}") for i in range(9)]

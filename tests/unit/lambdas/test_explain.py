@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lambdas.record_failure.logic import MAX_MESSAGE_CHARS, explain
-from limner.contracts.errors import REGISTRY, LimnerError
+from limner.contracts.errors import NOT_RECORDED, REGISTRY, LimnerError
 
 OWN = str(LimnerError("TOO_FEW_PHOTOS", "There are 2 photos, 3 are needed."))
 
@@ -71,6 +71,9 @@ SERVICE = "SageMaker.AmazonSageMakerException"
             "MODEL_LOADING",
         ),
         ("KeyError", lambda_error("KeyError", "'target_model'"), "INTERNAL"),
+        (NOT_RECORDED, json.dumps({"Error": FAILED, "Cause": job(OWN)}), "TOO_FEW_PHOTOS"),
+        (NOT_RECORDED, json.dumps({"Error": "MODEL_BUSY", "Cause": ""}), "MODEL_BUSY"),
+        (NOT_RECORDED, "not json", "INTERNAL"),
         (None, None, "INTERNAL"),
     ],
 )

@@ -113,6 +113,16 @@ def test_a_failure_ends_the_request_and_frees_the_model(world: World) -> None:
     assert world.published == []  # the machine publishes it
 
 
+def test_a_request_of_a_batch_that_was_cancelled_meanwhile_is_no_failure(world: World) -> None:
+    world.request(owner=ME, version=2, cancel_requested=True)
+    world.model(**BUSY_MODEL)
+    body = world.fails("DynamoDb.TransactionCanceledException", "[None, ConditionalCheckFailed]")
+    assert body["code"] == "EXECUTION_STOPPED"
+    request = world.get("requests", request_id="r1")
+    assert (request["status"], request["error"]["code"]) == ("CANCELLED", "EXECUTION_STOPPED")
+    assert "active_request" not in world.get("models", user_id="ada", model_row="default")
+
+
 def test_the_second_time_changes_nothing_and_says_the_same(world: World) -> None:
     world.request(owner=ME)
     world.model(**BUSY_MODEL)
