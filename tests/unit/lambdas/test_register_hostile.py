@@ -99,7 +99,7 @@ def bombs() -> Iterator[tuple[str, bytes, str]]:
 
 def mislabelled() -> Iterator[tuple[str, bytes, str]]:
     for kind, data in SOUND.items():
-        for wrong in set(SUFFIX_OF) - {TYPES[kind]}:
+        for wrong in sorted(set(SUFFIX_OF) - {TYPES[kind]}):
             yield f"{kind} as {wrong}", data, wrong
 
 
