@@ -140,7 +140,7 @@ def server(process: Server) -> Iterator[Server]:
 
 def code_of(answer: httpx.Response) -> tuple[int, str]:
     error = answer.json()["error"]
-    assert set(error) == {"code", "message", "retryable", "fix"}
+    assert set(error) == {"code", "message", "retryable", "fault", "fix"}
     return answer.status_code, error["code"]
 
 

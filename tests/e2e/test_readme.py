@@ -125,4 +125,4 @@ def look_around(terminal: Terminal) -> None:
         AWS_DEFAULT_REGION="us-east-1",
     )
     assert answer.returncode == 0, answer.stderr
-    assert "Onboard" in answer.stdout
+    assert "limner-local-onboard" in answer.stdout

@@ -8,7 +8,7 @@ import pytest
 from statelint.config import Config
 from statelint.linter import Linter
 
-from limner.contracts.errors import REGISTRY
+from limner.contracts.errors import NOT_RECORDED, REGISTRY
 from limner.contracts.onboarding import BatchInput, OnboardingInput, OnboardingReady
 from limner.contracts.statuses import ALLOWED_FROM, RequestStatus
 from tests.unit.workflows.machines import (
@@ -236,8 +236,8 @@ def test_a_failure_that_cannot_be_recorded_leaves_its_own_reason_to_the_rule() -
     (catcher,) = STATES["RecordFailure"]["Catch"]
     assert catcher["ResultPath"] != retries.FAILURE_PATH
     end = STATES[catcher["Next"]]
-    assert (end["Type"], end["ErrorPath"]) == ("Fail", f"{retries.FAILURE_PATH}.Error")
-    assert end["CausePath"] == f"{retries.FAILURE_PATH}.Cause"
+    assert (end["Type"], end["Error"]) == ("Fail", NOT_RECORDED)
+    assert end["CausePath"] == f"States.JsonToString({retries.FAILURE_PATH})"
 
 
 @every_machine
