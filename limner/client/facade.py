@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from limner.client import generation, polling, progress, registration, uploads
 from limner.client.aws import Clients, find_deployment
-from limner.client.errors import code_of, translate, translated
+from limner.client.errors import code_of, translated
 from limner.client.generation import Generation
 from limner.client.polling import Clock
 from limner.client.progress import Progress, StateVisit
@@ -369,15 +369,17 @@ class Limner:
         if not self._works_alone(request):
             with translated():
                 return self._registry.ask_to_cancel(request_id)
-        try:
-            self.clients.stepfunctions.stop_execution(
-                executionArn=self.execution_arn(request), error="EXECUTION_STOPPED", cause=detail
-            )
-        except ClientError as error:
-            if code_of(error) != "ExecutionDoesNotExist":
-                raise translate(error) from error
-            # It was never started, so no rule will end it.
-            with translated():
+        with translated():
+            try:
+                self.clients.stepfunctions.stop_execution(
+                    executionArn=self.execution_arn(request),
+                    error="EXECUTION_STOPPED",
+                    cause=detail,
+                )
+            except ClientError as error:
+                if code_of(error) != "ExecutionDoesNotExist":
+                    raise
+                # It was never started, so no rule will end it.
                 return self._registry.cancel_unclaimed(request_id, _stopped(detail))
         return self.request(request_id)
 
@@ -525,16 +527,17 @@ class Limner:
             attempt=request.attempt,
             retrain=request.retrain,
         )
-        try:
-            self.clients.stepfunctions.start_execution(
-                stateMachineArn=self.deployment.onboard_machine_arn,
-                name=keys.execution_name(request.request_id, request.attempt),
-                input=wish.model_dump_json(),
-            )
-        except ClientError as error:
-            # The name is taken: this request's execution has been started before and has ended.
-            if code_of(error) != "ExecutionAlreadyExists":
-                raise translate(error) from error
+        with translated():
+            try:
+                self.clients.stepfunctions.start_execution(
+                    stateMachineArn=self.deployment.onboard_machine_arn,
+                    name=keys.execution_name(request.request_id, request.attempt),
+                    input=wish.model_dump_json(),
+                )
+            except ClientError as error:
+                # The name is taken: this request's execution was started before and has ended.
+                if code_of(error) != "ExecutionAlreadyExists":
+                    raise
 
     def _polls(self, request_id: str, timeout_s: float, poll_s: float) -> Iterator[Request]:
         return polling.poll_request(
@@ -553,12 +556,13 @@ class Limner:
         if not _has_been_started(request) or not self._works_alone(request):
             return None
         arn = self.execution_arn(request)
-        try:
-            execution = self.clients.stepfunctions.describe_execution(executionArn=arn)
-        except ClientError as error:
-            if code_of(error) == "ExecutionDoesNotExist":
-                return None  # not started yet
-            raise translate(error) from error
+        with translated():
+            try:
+                execution = self.clients.stepfunctions.describe_execution(executionArn=arn)
+            except ClientError as error:
+                if code_of(error) == "ExecutionDoesNotExist":
+                    return None  # not started yet
+                raise
         match execution["status"]:
             case "RUNNING" | "PENDING_REDRIVE":
                 return None

@@ -29,6 +29,7 @@ TOLD: tuple[Story, ...] = (
     stories.batch,
     stories.batch_with_a_ready_user,
     stories.batch_incomplete,
+    stories.batch_with_bad_photos,
     stories.batch_no_capacity,
     stories.batch_adopted,
     stories.batch_quota,

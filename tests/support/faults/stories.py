@@ -484,6 +484,15 @@ def batch_incomplete(system: System) -> None:
     system.settle(rounds=8)
 
 
+def batch_with_bad_photos(system: System) -> None:
+    """One user's photos are spoiled; the others of the batch get their models."""
+    system.world.spoiled = frozenset({"user3"})
+    for number in range(6):
+        system.onboard(user=f"user{number}", queue=True)
+    system.stream()
+    system.settle()
+
+
 def batch_no_capacity(system: System) -> None:
     """A batch finds no machine at first."""
     system.world.outcome = lambda job: (
@@ -783,8 +792,8 @@ STORIES: Final[tuple[Story, ...]] = (
     queued,
     batch,
     batch_with_a_ready_user,
-    batch_dies,
     batch_incomplete,
+    batch_with_bad_photos,
     batch_no_capacity,
     batch_adopted,
     registered,
@@ -803,6 +812,7 @@ STORIES: Final[tuple[Story, ...]] = (
     busy,
     adopted_fails,
     batch_quota,
+    batch_dies,
     batch_dies_early,
     job_over,
 )

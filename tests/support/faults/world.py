@@ -112,6 +112,9 @@ def _value(placeholder: str) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in words).lstrip("_")
 
 
+_SPOILED: Final = {"code": "PHOTO_NOT_AN_IMAGE", "message": "1.png is not an image."}
+
+
 @dataclass
 class Job:
     """A training job.
@@ -152,11 +155,13 @@ class World:
 
     Attributes:
         outcome: How a job ends: its status and its reason.
+        spoiled: Users whose photos no task of a batch can learn from.
         smoke_test: Whether the new model draws; raises what the function would.
         quota: Jobs at work at the same time; None is no limit.
     """
 
     outcome: Outcome = lambda _: ("Completed", "")
+    spoiled: frozenset[str] = frozenset()
     smoke_test: Callable[[str], None] = lambda _: None
     quota: int | None = None
     memory: Memory = field(default_factory=Memory)
@@ -461,16 +466,20 @@ class World:
         for line in self.objects[place].decode().splitlines():
             task = json.loads(line)
             folder = f"{out}/{task['request_id']}"
-            self.objects[f"{folder}/model.tar.gz"] = job.name.encode()
+            spoiled = task["user_id"] in self.spoiled
+            if not spoiled:
+                self.objects[f"{folder}/model.tar.gz"] = job.name.encode()
             self.objects[f"{folder}/result.json"] = json.dumps(
                 {
                     "schema_version": 1,
                     "request_id": task["request_id"],
-                    "status": "trained",
+                    "status": "failed" if spoiled else "trained",
                     "seconds": 1.0,
                     "metrics": {},
-                    "error": None,
-                    "artifact_sha256": hashlib.sha256(job.name.encode()).hexdigest(),
+                    "error": _SPOILED if spoiled else None,
+                    "artifact_sha256": ""
+                    if spoiled
+                    else hashlib.sha256(job.name.encode()).hexdigest(),
                 }
             ).encode()
 
