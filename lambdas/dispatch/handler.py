@@ -21,7 +21,8 @@ from botocore.config import Config
 from lambdas.dispatch import logic
 from lambdas.dispatch.gate import Limits
 from lambdas.dispatch.gate_row import GateRow
-from lambdas.dispatch.round import Round
+from lambdas.dispatch.round import SPARE_MS, Round
+from lambdas.dispatch.turn import Turn
 from lambdas.dispatch.waiting import Waiting
 from lambdas.shared import metrics
 from lambdas.shared.clock import Clock
@@ -51,27 +52,46 @@ RULES = logic.Rules(
 
 
 def handle(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ANN401 - Lambda's
-    """Makes a round; the answer's batchItemFailures are for the stream."""
+    """Makes rounds, one invocation at a time; batchItemFailures are for the stream."""
     clock = Clock.of_context(context)
+    trigger = logic.read_event(event)
+    if trigger.ended:
+        _round(clock, context.aws_request_id).ended(trigger.ended)
+    answer: dict[str, Any] = {
+        "batchItemFailures": [{"itemIdentifier": number} for number in trigger.poison]
+    }
+    turn = Turn(_REQUESTS, clock, context.aws_request_id)
+    if not trigger.look or not turn.take():
+        return answer
+    launched, left, fresh = 0, 0, trigger.fresh
+    try:
+        while True:
+            tally = _round(clock, context.aws_request_id).run()
+            launched, left = launched + tally.launched, len(tally.left)
+            figures = {**tally.figures(clock.now_ms()), metrics.QUEUED_REQUESTS: fresh}
+            fresh = 0
+            metrics.emit(SETTINGS.stage, clock.now_ms(), figures)
+            log_event(LOG, "round", bad=tally.bad_rows, left=left, refusal=tally.refusal)
+            # Out of time, or refused by AWS: the next trigger goes on.
+            if (
+                tally.throttled
+                or clock.remaining_ms() < SPARE_MS
+                or turn.leave()
+                or not turn.take()
+            ):
+                break
+    finally:
+        turn.drop()
+    return {**answer, "launched": launched, "left": left}
+
+
+def _round(clock: Clock, me: str) -> Round:
     machines = Machines(SETTINGS.onboard_machine_arn, SETTINGS.batch_machine_arn)
-    round_ = Round(
-        Waiting(_REQUESTS, clock, context.aws_request_id, SETTINGS.lease_s),
+    return Round(
+        Waiting(_REQUESTS, clock, me, SETTINGS.lease_s),
         GateRow(_REQUESTS, clock),
         Executions(_STATES, machines, clock),
         RULES,
         clock,
         LOG,
     )
-    trigger = logic.read_event(event)
-    if trigger.ended:
-        round_.ended(trigger.ended)
-    answer: dict[str, Any] = {
-        "batchItemFailures": [{"itemIdentifier": number} for number in trigger.poison]
-    }
-    if not trigger.look:
-        return answer
-    tally = round_.run()
-    figures = {**tally.figures(clock.now_ms()), metrics.QUEUED_REQUESTS: trigger.fresh}
-    metrics.emit(SETTINGS.stage, clock.now_ms(), figures)
-    log_event(LOG, "round", poison=len(trigger.poison), bad=tally.bad_rows, refusal=tally.refusal)
-    return {**answer, "launched": tally.launched, "left": len(tally.left)}

@@ -189,7 +189,8 @@ def explain(error: str | None, cause: str | None) -> Failure:
 
     Args:
         error: Error name, such as ``States.TaskFailed`` or ``SageMaker.AmazonSageMakerException``,
-            ``NOT_RECORDED``, or the name of a Lambda function's exception class, or a code of the registry.
+            ``NOT_RECORDED``, the name of a Lambda function's exception class, or a code of the
+            registry.
         cause: Its cause: plain text, the JSON of a failed training job, or the JSON of a Lambda
             function's error.
 
