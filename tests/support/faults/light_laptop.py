@@ -44,8 +44,24 @@ class LightLaptop:
 
     # -- Before -----------------------------------------------------------------------------------
 
-    def put(self, request_id: str, user_id: str, *, fails: bool = False) -> None:
-        """Writes a request's row, its config and a photo; it is in no queue."""
+    def put(
+        self,
+        request_id: str,
+        user_id: str,
+        *,
+        fails: bool = False,
+        queued: bool = False,
+        poisoned: bool = False,
+    ) -> None:
+        """Writes a request's config, a photo and its row.
+
+        Args:
+            request_id: The request.
+            user_id: Whose.
+            fails: Whether its training fails.
+            queued: Whether it waits in the queue.
+            poisoned: Whether its row is one that no program of ours writes.
+        """
         row = Request.new(
             request_id,
             user_id,
@@ -54,14 +70,17 @@ class LightLaptop:
             steps=1,
             photos=1,
             input_digest="0" * 64,
-            queued=False,
+            queued=queued,
         )
-        self.dynamodb.put_item(TableName=self.outputs["RequestsTableName"], Item=row.to_item())
+        item = row.to_item()
+        if poisoned:
+            item["attempt"] = {"S": "poison"}
         photos = keys.uploads_prefix(user_id, request_id)
         for key in (f"{keys.config_prefix(request_id)}config.json", f"{photos}1.png"):
             self.put_object(key, b"{}")
         if fails:
             self.put_object(f"{photos}fail", b"yes")
+        self.dynamodb.put_item(TableName=self.outputs["RequestsTableName"], Item=item)
 
     def put_object(self, key: str, body: bytes) -> None:
         self.laptop.s3.put_object(Bucket=self.outputs["BucketName"], Key=key, Body=body)
