@@ -209,26 +209,6 @@ def persist(call: Callable[[], str]) -> str:
 # -- P23: poison ----------------------------------------------------------------------------------
 
 
-def loosen(crowd: LightLaptop) -> None:
-    """Lets ``dispatch`` start executions without a rate, each by itself, ten side by side.
-
-    The schedule strikes every three seconds.
-    """
-    crowd.laptop.control.clock(0.05)
-    functions, name = crowd.laptop.client("lambda"), crowd.outputs["DispatchFunctionName"]
-    before = functions.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
-    loose = {
-        "MAX_INSTANCES": "10",
-        "LAUNCHES_PER_SECOND": "1000",
-        "BURST": "1000",
-        "DAILY_LAUNCHES": "100000",
-        "BATCH_FROM": "1000000",
-    }
-    functions.update_function_configuration(
-        FunctionName=name, Environment={"Variables": {**before, **loose}}
-    )
-
-
 def dead_letters(crowd: LightLaptop) -> list[dict[str, Any]]:
     """What lies in the dead-letter queue of the stream."""
     found: dict[str, dict[str, Any]] = {}
@@ -241,24 +221,33 @@ def dead_letters(crowd: LightLaptop) -> list[dict[str, Any]]:
     return [body for body in found.values() if "DDBStreamBatchInfo" in body]
 
 
-def executions(crowd: LightLaptop, prefix: str) -> list[str]:
-    """Names of the single executions that begin like this; each name was started once."""
-    pages = crowd.laptop.states.get_paginator("list_executions").paginate(
-        stateMachineArn=crowd.outputs["OnboardMachineArn"]
-    )
-    names = [execution["name"] for page in pages for execution in page["executions"]]
-    return sorted(name for name in names if name.startswith(prefix))
+def batches(crowd: LightLaptop) -> list[list[str]]:
+    """The requests of each execution that the queue has started, of either machine."""
+    found = []
+    for machine in ("OnboardBatchMachineArn", "OnboardMachineArn"):
+        pages = crowd.laptop.states.get_paginator("list_executions").paginate(
+            stateMachineArn=crowd.outputs[machine]
+        )
+        for execution in (e for page in pages for e in page["executions"]):
+            told = json.loads(
+                crowd.laptop.states.describe_execution(executionArn=execution["executionArn"])[
+                    "input"
+                ]
+            )
+            names = [wish["request_id"] for wish in told.get("requests", [told])]
+            found.append([name for name in names if name.startswith("pq")])
+    return found
 
 
 def test_one_poisoned_row_of_a_hundred_stops_nobody(
     crowd: LightLaptop, figure: Callable[[str], None]
 ) -> None:
-    loosen(crowd)
+    crowd.laptop.control.clock(0.05)  # with skipped waits no schedule would strike
     names = [f"pq{number:03}" for number in range(RECORDS)]
     poison, *sound = names
 
     def put(name: str) -> None:
-        # Users who have a model: their executions are short, and what counts here is the queue.
+        # Users who have a model already: nothing to train, what counts here is the queue.
         crowd.put_model(f"user-{name}")
         crowd.put(name, f"user-{name}", queued=True, poisoned=name == poison)
 
@@ -266,7 +255,9 @@ def test_one_poisoned_row_of_a_hundred_stops_nobody(
     rows = crowd.rest(names)
     assert {rows[name]["status"]["S"] for name in sound} == {"READY"}
     letters = until(lambda: dead_letters(crowd), lambda found: len(found) == 1)
-    assert executions(crowd, "pq") == sorted(keys.execution_name(name) for name in sound)
+    assert {rows[name]["already_ready"]["BOOL"] for name in sound} == {True}
+    claims = Counter(name for batch in batches(crowd) for name in batch)
+    assert claims == Counter(dict.fromkeys(sound, 1)), "each was in one execution, once"
     assert rows[poison]["status"]["S"] == "FAILED"
     assert letters[0]["DDBStreamBatchInfo"]["batchSize"] == 1
 
