@@ -20,6 +20,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from botocore.exceptions import BotoCoreError, ClientError
 from PIL import Image
 
+from lambdas.shared.clock import iso
 from limner.client import Clients, Deployment, Limner
 from limner.contracts import keys
 from limner.contracts.errors import LimnerError
@@ -704,6 +705,23 @@ def unannounced(system: System) -> None:
     system.settle()
 
 
+def turn_taken(system: System) -> None:
+    """A dispatcher is at work when the stream calls another one, and dies at it."""
+    system.onboard(queue=True)
+    later = system.world.now_ms + 60_000
+    system.world.memory.put_item(
+        TableName="requests",
+        Item={
+            "request_id": {"S": "#dispatch"},
+            "by": {"S": "gone"},
+            "until": {"S": iso(later)},
+        },
+    )
+    system.stream()
+    assert not list(system.running())
+    system.settle()
+
+
 def busy(system: System) -> None:
     """Two requests of one model at the same time, and one of them is executed twice."""
     first = system.onboard()
@@ -809,6 +827,7 @@ STORIES: Final[tuple[Story, ...]] = (
     lease_left,
     throttled_start,
     unannounced,
+    turn_taken,
     busy,
     adopted_fails,
     batch_quota,

@@ -570,6 +570,8 @@ class Loss(Enum):
     """It is lost, and the SDK makes the call again."""
     RAISED = auto()
     """It is lost, and the SDK gives up."""
+    REFUSED = auto()
+    """It was throttled, and the SDK gives up: the call was not carried out."""
 
 
 def client_of(service: str) -> Any:
@@ -591,6 +593,8 @@ class _Client:
 
         def call(*arguments: Any, **parameters: Any) -> Any:
             lost = world.watch(name) if world.watch is not None else Loss.NOTHING
+            if lost is Loss.REFUSED:
+                raise _client_error(name, "ThrottlingException", "Rate exceeded")
             answer = method(*arguments, **parameters)
             if lost is Loss.NOTHING:
                 return answer
