@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.support.faults.figures import FIGURE, pytest_terminal_summary
+from tests.support.faults.figures import FIGURE
 from tests.support.faults.world import quiet
 
-__all__ = ["figure", "pytest_terminal_summary", "silence"]
+__all__ = ["figure", "silence"]
 
 Figure = Callable[[str], None]
 
