@@ -6,7 +6,6 @@ would refuse at deployment, or worse at the first job, is refused here, with the
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
@@ -17,8 +16,6 @@ from limner.contracts.base import TINY_BASE_ID
 from workflows import retries
 
 LOCAL: Final = "local"
-# Dated; edit it or put a newer one in its place.
-PRICES: Final = Path(__file__).parent.parent / "limner" / "prices.json"
 
 
 def _listed(value: object) -> object:

@@ -42,6 +42,7 @@ from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
 from limner.contracts import keys
+from limner.contracts.outcomes import ENDED, FAILED, PLANNED, TRAINED
 from limner.contracts.statuses import RequestStatus
 from workflows import jobs, retries
 from workflows.claim import claim, plan_version
@@ -57,7 +58,6 @@ __all__ = ["COMMENT", "NAME", "BatchUses", "OnboardBatch"]
 NAME = "onboard_batch"
 COMMENT = "Onboard many users with one training job: each is claimed, published and told by itself."
 
-PLANNED, TRAINED, FAILED, MISSING, ENDED = "planned", "trained", "failed", "missing", "ended"
 UNSETTLED = "unsettled"
 NO_FAILURE = {"Error": "", "Cause": ""}
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import ClientError
 
 from lambdas.collect_results import logic
 from lambdas.shared.log import log_event, logger
+from lambdas.shared.objects import get_object
 from lambdas.shared.settings import CollectResultsSettings
 from limner.contracts import keys
+from limner.contracts.outcomes import PLANNED
 
 LOG = logger("collect_results")
 SETTINGS = CollectResultsSettings.from_env()
@@ -37,7 +38,7 @@ def handle(event: dict[str, Any], _context: object) -> dict[str, Any]:
 
 
 def _collect(out: str, error: Mapping[str, str], item: logic.Item) -> logic.Item:
-    if item["outcome"] != logic.PLANNED:
+    if item["outcome"] != PLANNED:
         return item
     folder = f"{out}{item['request_id']}/"
     result = logic.read_result(item["request_id"], _result(f"{folder}result.json"))
@@ -54,17 +55,16 @@ def _collect(out: str, error: Mapping[str, str], item: logic.Item) -> logic.Item
 
 
 def _result(key: str) -> bytes | None:
-    answer = _unless_absent(lambda: _S3.get_object(Bucket=SETTINGS.bucket, Key=key))
-    body: bytes | None = answer["Body"].read(logic.MAX_RESULT_BYTES + 1) if answer else None
-    return body
+    answer = get_object(_S3, SETTINGS.bucket, key)
+    return answer["Body"].read(logic.MAX_RESULT_BYTES + 1) if answer else None
 
 
 def _artifact(key: str) -> tuple[int | None, str | None]:
     """Size of the archive and its SHA-256, each None where there is none to be had."""
-    answer = _unless_absent(lambda: _S3.get_object(Bucket=SETTINGS.bucket, Key=key))
+    answer = get_object(_S3, SETTINGS.bucket, key)
     if answer is None:
         return None, None
-    size, body = int(answer["ContentLength"]), answer["Body"]
+    size, body = answer["ContentLength"], answer["Body"]
     if size > logic.MAX_HASHED_BYTES:
         body.close()
         return size, None
@@ -72,12 +72,3 @@ def _artifact(key: str) -> tuple[int | None, str | None]:
     for chunk in body.iter_chunks(_CHUNK_BYTES):
         digest.update(chunk)
     return size, digest.hexdigest()
-
-
-def _unless_absent(call: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever S3 answers
-    try:
-        return call()
-    except ClientError as error:
-        if error.response["Error"]["Code"] == "NoSuchKey":
-            return None
-        raise

@@ -19,16 +19,14 @@ from typing import Any, Final
 
 from lambdas.record_failure.logic import explain
 from limner.contracts.errors import REGISTRY
+from limner.contracts.outcomes import FAILED, MISSING, TRAINED, failure
 
-PLANNED: Final = "planned"
 # A result holds a dozen figures and perhaps an error of 1,000 characters.
 MAX_RESULT_BYTES: Final = 65_536
 # S3 copies at most 5 GB in one call (CopyObject).
 MAX_ARTIFACT_BYTES: Final = 5 * 1024**3
 # Larger archives are not read here: the endpoint compares the adapter with its manifest anyway.
 MAX_HASHED_BYTES: Final = 128 * 1024**2
-# An item's message travels through the execution, whose payload all items share.
-MAX_CAUSE_CHARS: Final = 300
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 # The job was made and has ended, whatever else the error says.
 _ABOUT_THE_JOB: Final = frozenset({"TRAINING_FAILED", "TRAINING_STOPPED", "DEADLINE_EXCEEDED"})
@@ -94,39 +92,35 @@ def is_sound(size: int | None, digest: str | None, result: Result) -> bool:
 
 def trained(item: Item, source: str) -> dict[str, Any]:
     """The item of a request whose artifact lies at ``source``."""
-    return {**item, "outcome": "trained", "source": source}
+    return {**item, "outcome": TRAINED, "source": source}
 
 
 def failed(item: Item, result: Result) -> dict[str, Any]:
     """The item of a request whose task failed by itself."""
-    return {**item, "outcome": "failed", "error": _error(result.code, result.message)}
+    return {**item, "outcome": FAILED, "error": failure(result.code, result.message)}
 
 
 def missing(item: Item, error: Mapping[str, str]) -> dict[str, Any]:
     """The item of a request whose part of the job was not done."""
-    return {**item, "outcome": "missing", "error": error}
+    return {**item, "outcome": MISSING, "error": error}
 
 
-def error_of_missing(job_name: str, failure: Mapping[str, Any]) -> dict[str, str]:
+def error_of_missing(job_name: str, cause: Mapping[str, Any]) -> dict[str, str]:
     """What a request ends with whose part was not done, and that cannot be tried again.
 
     Args:
         job_name: The job of this attempt.
-        failure: ``Error`` and ``Cause`` of what kept the batch from its job, or ended the job;
+        cause: ``Error`` and ``Cause`` of what kept the batch from its job, or ended the job;
             both are empty if the job has completed.
     """
-    if not failure.get("Error"):
-        return _error(
+    if not cause.get("Error"):
+        return failure(
             "JOB_INCOMPLETE", f"The job {job_name} completed without this request's part."
         )
-    reason = explain(failure["Error"], failure.get("Cause"))
-    if failure["Error"] == "States.TaskFailed" or reason.code in _ABOUT_THE_JOB:
+    reason = explain(cause["Error"], cause.get("Cause"))
+    if cause["Error"] == "States.TaskFailed" or reason.code in _ABOUT_THE_JOB:
         if reason.code == "NO_CAPACITY":
-            return _error(reason.code, reason.message)
+            return failure(reason.code, reason.message)
         told = f"The job {job_name} ended before this request's part: {reason.message}"
-        return _error("JOB_INCOMPLETE", told)
-    return _error(reason.code, reason.message)
-
-
-def _error(code: str, message: str) -> dict[str, str]:
-    return {"Error": code, "Cause": message[:MAX_CAUSE_CHARS]}
+        return failure("JOB_INCOMPLETE", told)
+    return failure(reason.code, reason.message)

@@ -36,6 +36,7 @@ SETTINGS = DispatchSettings.from_env()
 _REQUESTS = Table(boto3.client("dynamodb"), SETTINGS.requests_table)
 # Refusals for rate are repeated by us, within the invocation's time.
 _STATES = boto3.client("stepfunctions", config=Config(retries={"total_max_attempts": 2}))
+MACHINES = Machines(SETTINGS.onboard_machine_arn, SETTINGS.batch_machine_arn)
 RULES = logic.Rules(
     limits=Limits(
         max_instances=SETTINGS.max_instances,
@@ -63,9 +64,9 @@ def handle(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ANN4
     turn = Turn(_REQUESTS, clock, context.aws_request_id)
     if not trigger.look or not turn.take():
         return answer
-    launched, left, fresh = 0, 0, trigger.fresh
+    launched, left, fresh, is_ours = 0, 0, trigger.fresh, True
     try:
-        while True:
+        while is_ours:
             tally = _round(clock, context.aws_request_id).run()
             launched, left = launched + tally.launched, len(tally.left)
             figures = {**tally.figures(clock.now_ms()), metrics.QUEUED_REQUESTS: fresh}
@@ -73,24 +74,20 @@ def handle(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ANN4
             metrics.emit(SETTINGS.stage, clock.now_ms(), figures)
             log_event(LOG, "round", bad=tally.bad_rows, left=left, refusal=tally.refusal)
             # Out of time, or refused by AWS: the next trigger goes on.
-            if (
-                tally.throttled
-                or clock.remaining_ms() < SPARE_MS
-                or turn.leave()
-                or not turn.take()
-            ):
+            if tally.throttled or clock.remaining_ms() < SPARE_MS:
                 break
+            is_ours = not turn.leave() and turn.take()
     finally:
-        turn.drop()
+        if is_ours:
+            turn.drop()
     return {**answer, "launched": launched, "left": left}
 
 
 def _round(clock: Clock, me: str) -> Round:
-    machines = Machines(SETTINGS.onboard_machine_arn, SETTINGS.batch_machine_arn)
     return Round(
         Waiting(_REQUESTS, clock, me, SETTINGS.lease_s),
         GateRow(_REQUESTS, clock),
-        Executions(_STATES, machines, clock),
+        Executions(_STATES, MACHINES, clock),
         RULES,
         clock,
         LOG,

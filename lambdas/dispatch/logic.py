@@ -17,10 +17,10 @@ from typing import Any, Final
 
 from lambdas.dispatch.gate import Gate, Holder, Limits, Run
 from lambdas.shared.clock import to_ms
+from lambdas.shared.inputs import SCHEMA_VERSION, onboarding_input
 from limner.contracts import keys
 from limner.contracts.errors import LimnerError
 
-SCHEMA_VERSION: Final = 1
 # A machine ends its executions earlier (workflows.retries.MACHINE_TIMEOUT_S; a test compares):
 # whatever still holds a place then has been forgotten.
 HOLD_S: Final = 10 * 24 * 3600
@@ -95,14 +95,13 @@ class Launch:
     def document(self) -> str:
         """The execution's input: the contract's, byte by byte, since StartExecution compares."""
         told = [
-            {
-                "schema_version": SCHEMA_VERSION,
-                "request_id": candidate.run.request_id,
-                "user_id": candidate.run.user_id,
-                "model_id": candidate.run.model_id,
-                "attempt": candidate.run.attempt,
-                "retrain": candidate.retrain,
-            }
+            onboarding_input(
+                candidate.run.request_id,
+                candidate.run.user_id,
+                candidate.run.model_id,
+                attempt=candidate.run.attempt,
+                retrain=candidate.retrain,
+            )
             for candidate in self.candidates
         ]
         batch = {

@@ -16,14 +16,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from lambdas.dispatch.gate import Run
 from lambdas.dispatch.logic import Candidate, read_candidate
+from lambdas.record_failure.logic import Failure
 from lambdas.shared.clock import Clock, iso
 from lambdas.shared.dynamo import Item, Plain, Table
 from limner.contracts import keys
-from limner.contracts.errors import REGISTRY, LimnerError
+from limner.contracts.errors import LimnerError
 from limner.contracts.statuses import RequestStatus
 
 INDEX: Final = "queue"
@@ -179,14 +180,7 @@ class Waiting:
 
     def refuse(self, item: Item) -> bool:
         """Ends a row that no request can have; there is nobody whom it could be announced to."""
-        spec = REGISTRY["INVALID_INPUT"]
-        error: dict[str, Any] = {
-            "code": spec.code,
-            "message": "The request's row is not that of a request.",
-            "retryable": spec.retryable,
-            "fault": spec.fault,
-            "fix": spec.fix,
-        }
+        failure = Failure("INVALID_INPUT", "The request's row is not that of a request.")
         return self._requests.update(
             {"request_id": item["request_id"]},
             update=(
@@ -196,7 +190,7 @@ class Waiting:
             condition="attribute_exists(#queue) AND attribute_not_exists(#owner)",
             values={
                 ":failed": RequestStatus.FAILED.value,
-                ":error": error,
+                ":error": failure.to_error(),
                 ":now": self._clock.now(),
             },
         )

@@ -8,13 +8,14 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import ClientError
 
 from lambdas.pack_tasks import logic
 from lambdas.shared.log import log_event, logger
+from lambdas.shared.objects import get_object
 from lambdas.shared.settings import PackTasksSettings
 from limner.contracts import keys
 from limner.contracts.errors import LimnerError
+from limner.contracts.outcomes import PLANNED
 
 LOG = logger("pack_tasks")
 SETTINGS = PackTasksSettings.from_env()
@@ -46,7 +47,7 @@ def handle(event: dict[str, Any], _context: object) -> dict[str, Any]:
 
 def _pack(item: logic.Item) -> logic.Material | Mapping[str, Any]:
     """What a planned request is trained from; the item as it is to go on, if nothing is."""
-    if item["outcome"] != logic.PLANNED:
+    if item["outcome"] != PLANNED:
         return item
     try:
         config = logic.read_config(_config(item["request_id"]))
@@ -59,13 +60,8 @@ def _pack(item: logic.Item) -> logic.Material | Mapping[str, Any]:
 
 def _config(request_id: str) -> bytes | None:
     key = f"{keys.config_prefix(request_id)}{keys.CONFIG_FILE}"
-    try:
-        body = _S3.get_object(Bucket=SETTINGS.bucket, Key=key)["Body"]
-    except ClientError as error:
-        if error.response["Error"]["Code"] == "NoSuchKey":
-            return None
-        raise
-    return body.read(logic.MAX_CONFIG_BYTES + 1)
+    answer = get_object(_S3, SETTINGS.bucket, key)
+    return answer["Body"].read(logic.MAX_CONFIG_BYTES + 1) if answer else None
 
 
 def _photos(user_id: str, request_id: str) -> list[str]:

@@ -17,9 +17,9 @@ from typing import Any, Final
 from limner.contracts import keys
 from limner.contracts.config_table import ConfigValue, complete_config
 from limner.contracts.errors import LimnerError
+from limner.contracts.outcomes import FAILED, failure
 from limner.contracts.packing import Pace, Packing, pack
 
-PLANNED: Final = "planned"
 # A config of eight prompts of 400 characters has less than 6 kB.
 MAX_CONFIG_BYTES: Final = 65_536
 # One page of a listing; the training program's own limit of photos is far below.
@@ -27,8 +27,6 @@ MAX_FILES: Final = 1_000
 # Predictions are made on the tiny base; a job is stopped only when it takes far longer.
 SLACK: Final = 4
 LEAST_RUNTIME_S: Final = 3_600
-# An item's message travels through the execution, whose payload all items share.
-MAX_CAUSE_CHARS: Final = 300
 
 Item = Mapping[str, Any]
 
@@ -153,8 +151,7 @@ def check_photos(listed: Sequence[str], is_all: bool) -> list[str]:
 
 def failed(item: Item, error: LimnerError) -> dict[str, Any]:
     """The item of a request that cannot be packed: it fails by itself."""
-    cause = error.message[:MAX_CAUSE_CHARS]
-    return {**item, "outcome": "failed", "error": {"Error": error.code, "Cause": cause}}
+    return {**item, "outcome": FAILED, "error": failure(error.code, error.message)}
 
 
 def make_plan(

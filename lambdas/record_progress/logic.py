@@ -12,9 +12,9 @@ from typing import Any, Final
 
 from lambdas.shared.dynamo import Plain
 from limner.contracts.errors import LimnerError
+from limner.contracts.outcomes import PLANNED
 from limner.contracts.statuses import RequestStatus
 
-PLANNED: Final = "planned"
 # Where a request of ours may stand: also where this very write has left it, if its reply was lost.
 CONDITION: Final = "#owner = :me AND #status IN (:training, :waiting)"
 _UPDATES: Final = {

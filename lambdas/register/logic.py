@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from lambdas.register.questions import Promise, Wish, read_submission, read_wish
+from lambdas.shared.inputs import onboarding_input
 from limner.contracts import images, keys
 from limner.contracts.config_table import ConfigValue
 from limner.contracts.errors import LimnerError
@@ -201,7 +202,7 @@ class Desk:
             if queued:
                 record = self.book.enqueue(record, self.now()) or record
             else:
-                self.bus.announce(REQUESTED_EVENT, onboarding_input(record))
+                self.bus.announce(REQUESTED_EVENT, _input_of(record))
         return {"request_id": asked.request_id, "status": record["status"]}
 
     def _check_photos(self, record: Record) -> None:
@@ -287,13 +288,11 @@ def problem_of(photo: Promise, arrival: Arrival | None) -> LimnerError | None:
     return None
 
 
-def onboarding_input(record: Record) -> dict[str, Any]:
-    """What the execution is told: ``limner.contracts.onboarding.OnboardingInput``."""
-    return {
-        "schema_version": 1,
-        "request_id": record["request_id"],
-        "user_id": record["user_id"],
-        "model_id": record["model_id"],
-        "attempt": record.get("attempt", 1),
-        "retrain": record.get("retrain", False),
-    }
+def _input_of(record: Record) -> dict[str, str | int | bool]:
+    return onboarding_input(
+        record["request_id"],
+        record["user_id"],
+        record["model_id"],
+        attempt=record.get("attempt", 1),
+        retrain=record.get("retrain", False),
+    )

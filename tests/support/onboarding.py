@@ -211,25 +211,31 @@ class Stack:
         return list(found.values())
 
 
+def deploy(laptop: TestLaptop, base: Path) -> dict[str, str]:
+    """Puts the stack on a laptop, with a base that light images do not look into."""
+    (base / "model_index.json").write_text("{}")
+    deadline = time.monotonic() + DEPLOY_DEADLINE_S
+    return deploy_stack(laptop.laptop.endpoint_url, deadline, base=base)
+
+
+def listen(laptop: TestLaptop, topic_arn: str) -> str:
+    """A new queue that hears a topic; returns its URL."""
+    sqs = laptop.client("sqs")
+    queue_url: str = sqs.create_queue(QueueName="heard")["QueueUrl"]
+    attributes = sqs.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["QueueArn"])
+    laptop.client("sns").subscribe(
+        TopicArn=topic_arn, Protocol="sqs", Endpoint=attributes["Attributes"]["QueueArn"]
+    )
+    return queue_url
+
+
 @pytest.fixture(scope="session")
 def session_stack(
     session_laptop: TestLaptop, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    base: Path = tmp_path_factory.mktemp("base")
-    (base / "model_index.json").write_text("{}")
-    outputs = deploy_stack(
-        session_laptop.laptop.endpoint_url, time.monotonic() + DEPLOY_DEADLINE_S, base=base
-    )
+    outputs = deploy(session_laptop, tmp_path_factory.mktemp("base"))
     _slow_schedules_down(session_laptop)
-    sqs = session_laptop.client("sqs")
-    queue_url = sqs.create_queue(QueueName="heard")["QueueUrl"]
-    attributes = sqs.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["QueueArn"])
-    session_laptop.client("sns").subscribe(
-        TopicArn=outputs["TopicArn"],
-        Protocol="sqs",
-        Endpoint=attributes["Attributes"]["QueueArn"],
-    )
-    yield Stack(session_laptop, outputs, queue_url)
+    yield Stack(session_laptop, outputs, listen(session_laptop, outputs["TopicArn"]))
 
 
 def _slow_schedules_down(laptop: TestLaptop) -> None:

@@ -160,7 +160,7 @@ def _with_retries(eventbridge: Module, queues: Module, clock: Clock) -> Callable
             _current.reset(token)
         return delivery.failure
 
-    def retry(failure: NotDelivered, target: Json, event: Json, rule: Json, view: Json) -> None:
+    def follow_up(failure: NotDelivered, target: Json, event: Json, rule: Json, view: Json) -> None:
         policy = target.get("RetryPolicy") or {}
         retries = int(policy.get("MaximumRetryAttempts", _RETRIES))
         age = clock.deadline(float(policy.get("MaximumEventAgeInSeconds", _MAX_AGE_S)))
@@ -186,11 +186,11 @@ def _with_retries(eventbridge: Module, queues: Module, clock: Clock) -> Callable
         if failure is None:
             return
         if failure.is_final:
-            _bury(eventbridge, queues, failure, "", 0, target, event, rule)
+            follow_up(failure, target, event, rule, view)  # without any retry
             return
         threading.Thread(
             target=contextvars.copy_context().run,
-            args=(retry, failure, target, event, rule, view),
+            args=(follow_up, failure, target, event, rule, view),
             name="rule-retry",
             daemon=True,
         ).start()

@@ -19,12 +19,12 @@ from typing import Any, Final
 
 from limner import local
 from limner.contracts import keys
-from limner.local.deploy import deploy_stack
 from limner.local.images import INFERENCE_IMAGE, TRAINING_IMAGE
 from limner.registry import Request
 from tests.support.faults.laptop_cells import TRAINER
 from tests.support.faults.world import ROOT
 from tests.support.laptop import TestLaptop, until
+from tests.support.onboarding import deploy, listen
 
 MODEL: Final = "default"
 MANY_MODELS: Final = 10_000
@@ -211,16 +211,8 @@ def light_laptop(project: Path) -> Iterator[LightLaptop]:
         )
         base = project / "base"
         base.mkdir()
-        (base / "model_index.json").write_text("{}")
-        outputs = deploy_stack(started.endpoint_url, time.monotonic() + DEADLINE_S, base=base)
-        sqs = laptop.client("sqs")
-        queue_url = sqs.create_queue(QueueName="heard")["QueueUrl"]
-        attributes = sqs.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["QueueArn"])
-        laptop.client("sns").subscribe(
-            TopicArn=outputs["TopicArn"],
-            Protocol="sqs",
-            Endpoint=attributes["Attributes"]["QueueArn"],
-        )
+        outputs = deploy(laptop, base)
+        queue_url = listen(laptop, outputs["TopicArn"])
         yield LightLaptop(laptop, outputs, queue_url)
     finally:
         local.stop(project)

@@ -313,6 +313,55 @@ def unsound(world: World) -> list[str]:
     return found
 
 
+# -- What stories are made of ----------------------------------------------------------------------
+
+
+def _six_queue(system: System) -> None:
+    """Six users ask by the queue, which is enough for a batch, and the stream tells of them."""
+    for number in range(6):
+        system.onboard(user=f"user{number}", queue=True)
+    system.stream()
+
+
+def _trains(call: Call) -> bool:
+    return call.resource.endswith("createTrainingJob.sync")
+
+
+def _advance_to(system: System, wanted: Callable[[Call], bool]) -> Execution:
+    """Brings the only execution to a call, which is not carried out yet."""
+    (execution,) = system.running()
+    call = system.world.advance(execution)
+    while call is not None and not wanted(call):
+        call = system.world.advance(execution, system.decide(call))
+    return execution
+
+
+def _fill_quota(system: System) -> None:
+    """The first six calls for a job are refused."""
+    refused = iter([True] * 6)
+    inner = system.decide
+
+    def decide(call: Call) -> Fault | None:
+        if _trains(call) and next(refused, False):
+            return inner(call) or Fault("SageMaker.ResourceLimitExceededException")
+        return inner(call)
+
+    system.decide = decide
+
+
+def _no_machine_at_first(system: System) -> None:
+    """First jobs find no machine, second ones do."""
+    system.world.outcome = lambda job: (
+        ("Failed", "CapacityError: none") if job.name.endswith("-1") else ("Completed", "")
+    )
+
+
+def _spoil_photos(system: System) -> None:
+    """Each job fails by the user's data."""
+    reason = "AlgorithmError: PHOTO_TOO_SMALL: 1.png. Fix: no., exit code: 1"
+    system.world.outcome = lambda _: ("Failed", reason)
+
+
 # -- The stories ----------------------------------------------------------------------------------
 
 
@@ -353,7 +402,7 @@ def adopted(system: System) -> None:
     inner = system.decide
 
     def decide(call: Call) -> Fault | None:
-        if call.resource.endswith("createTrainingJob.sync") and call.attempt == 0:
+        if _trains(call) and call.attempt == 0:
             return next(lost, None) or inner(call)
         return inner(call)
 
@@ -368,7 +417,7 @@ def adopted_for_ever(system: System) -> None:
     inner = system.decide
 
     def decide(call: Call) -> Fault | None:
-        if call.resource.endswith("createTrainingJob.sync") and call.attempt == 0:
+        if _trains(call) and call.attempt == 0:
             return inner(call) or Fault("SageMaker.AmazonSageMakerException", after=True)
         if call.resource.endswith("describeTrainingJob"):
             system.world.jobs[call.parameters["TrainingJobName"]].looks = 9
@@ -381,32 +430,21 @@ def adopted_for_ever(system: System) -> None:
 
 def no_capacity(system: System) -> None:
     """The first job finds no machine, the second one does."""
-    system.world.outcome = lambda job: (
-        ("Failed", "CapacityError: no machine") if job.name.endswith("-1") else ("Completed", "")
-    )
+    _no_machine_at_first(system)
     system.onboard()
     system.settle()
 
 
 def quota(system: System) -> None:
     """The quota is full for a while."""
-    refused = iter([True] * 6)
-    inner = system.decide
-
-    def decide(call: Call) -> Fault | None:
-        if call.resource.endswith("createTrainingJob.sync") and next(refused, False):
-            return inner(call) or Fault("SageMaker.ResourceLimitExceededException")
-        return inner(call)
-
-    system.decide = decide
+    _fill_quota(system)
     system.onboard()
     system.settle()
 
 
 def training_fails(system: System) -> None:
     """The training fails by the user's data."""
-    reason = "AlgorithmError: PHOTO_TOO_SMALL: 1.png. Fix: no., exit code: 1"
-    system.world.outcome = lambda _: ("Failed", reason)
+    _spoil_photos(system)
     system.onboard()
     system.settle()
 
@@ -414,10 +452,7 @@ def training_fails(system: System) -> None:
 def stopped(system: System) -> None:
     """The app cancels a request at work."""
     request = system.onboard()
-    (execution,) = system.running()
-    call = system.world.advance(execution)
-    while call is not None and not call.resource.endswith("createTrainingJob.sync"):
-        call = system.world.advance(execution, system.decide(call))
+    execution = _advance_to(system, _trains)
     system.world.advance(execution)
     system.ask(lambda limner: limner.cancel(request.request_id))
     system.world.tell_endings()
@@ -440,9 +475,7 @@ def queued(system: System) -> None:
 
 def batch(system: System) -> None:
     """Six users share a job."""
-    for number in range(6):
-        system.onboard(user=f"user{number}", queue=True)
-    system.stream()
+    _six_queue(system)
     system.settle()
 
 
@@ -459,13 +492,8 @@ def batch_with_a_ready_user(system: System) -> None:
 
 def batch_dies(system: System) -> None:
     """A batch is stopped at work; its requests are done by another one."""
-    for number in range(6):
-        system.onboard(user=f"user{number}", queue=True)
-    system.stream()
-    (execution,) = system.running()
-    call = system.world.advance(execution)
-    while call is not None and not call.state.startswith("FineTuneBatch"):
-        call = system.world.advance(execution, system.decide(call))
+    _six_queue(system)
+    execution = _advance_to(system, _trains)
     system.world.advance(execution)
     (request_id,) = sorted(Summary.of(system.world).requests)[:1]
     system.ask(lambda limner: limner.cancel(request_id))
@@ -479,29 +507,21 @@ def batch_incomplete(system: System) -> None:
     system.world.outcome = lambda _: (
         ("Failed", "InternalServerError") if len(system.world.jobs) == 1 else ("Completed", "")
     )
-    for number in range(6):
-        system.onboard(user=f"user{number}", queue=True)
-    system.stream()
+    _six_queue(system)
     system.settle(rounds=8)
 
 
 def batch_with_bad_photos(system: System) -> None:
     """One user's photos are spoiled; the others of the batch get their models."""
     system.world.spoiled = frozenset({"user3"})
-    for number in range(6):
-        system.onboard(user=f"user{number}", queue=True)
-    system.stream()
+    _six_queue(system)
     system.settle()
 
 
 def batch_no_capacity(system: System) -> None:
     """A batch finds no machine at first."""
-    system.world.outcome = lambda job: (
-        ("Failed", "CapacityError: none") if job.name.endswith("-1") else ("Completed", "")
-    )
-    for number in range(6):
-        system.onboard(user=f"user{number}", queue=True)
-    system.stream()
+    _no_machine_at_first(system)
+    _six_queue(system)
     system.settle()
 
 
@@ -510,16 +530,14 @@ def batch_adopted(system: System) -> None:
     adopted_inner = system.decide
 
     def decide(call: Call) -> Fault | None:
-        if call.resource.endswith("createTrainingJob.sync") and call.attempt == 0:
+        if _trains(call) and call.attempt == 0:
             return adopted_inner(call) or Fault("SageMaker.AmazonSageMakerException", after=True)
         if call.resource.endswith("describeTrainingJob") and system.world.now_ms % 2 == 0:
             system.world.jobs[call.parameters["TrainingJobName"]].looks = 9
         return adopted_inner(call)
 
     system.decide = decide
-    for number in range(6):
-        system.onboard(user=f"user{number}", queue=True)
-    system.stream()
+    _six_queue(system)
     system.settle(rounds=8)
 
 
@@ -618,10 +636,7 @@ def start_lost(system: System) -> None:
 def event_lost(system: System) -> None:
     """An execution is stopped, and nobody hears of it but reconcile."""
     system.onboard()
-    (execution,) = system.running()
-    call = system.world.advance(execution)
-    while call is not None and not call.resource.endswith("createTrainingJob.sync"):
-        call = system.world.advance(execution, system.decide(call))
+    execution = _advance_to(system, _trains)
     system.world.advance(execution)
     for job in system.world.jobs.values():
         job.request.pop("_execution")  # the best effort to stop its job has failed, too
@@ -691,8 +706,7 @@ def throttled_start(system: System) -> None:
 
 def unannounced(system: System) -> None:
     """A failure is recorded, and its announcement fails: the rules make up for it."""
-    reason = "AlgorithmError: PHOTO_TOO_SMALL: 1.png. Fix: no., exit code: 1"
-    system.world.outcome = lambda _: ("Failed", reason)
+    _spoil_photos(system)
     inner = system.decide
 
     def decide(call: Call) -> Fault | None:
@@ -733,14 +747,12 @@ def busy(system: System) -> None:
 
 def adopted_fails(system: System) -> None:
     """The adopted job finds no machine; the next one does."""
-    system.world.outcome = lambda job: (
-        ("Failed", "CapacityError: none") if job.name.endswith("-1") else ("Completed", "")
-    )
+    _no_machine_at_first(system)
     inner = system.decide
 
     def decide(call: Call) -> Fault | None:
         first = call.attempt == 0 and len(system.world.jobs) == 0
-        if call.resource.endswith("createTrainingJob.sync") and first:
+        if _trains(call) and first:
             return inner(call) or Fault("SageMaker.AmazonSageMakerException", after=True)
         return inner(call)
 
@@ -751,30 +763,15 @@ def adopted_fails(system: System) -> None:
 
 def batch_quota(system: System) -> None:
     """The quota is full when a batch wants its machines."""
-    refused = iter([True] * 6)
-    inner = system.decide
-
-    def decide(call: Call) -> Fault | None:
-        if call.resource.endswith("createTrainingJob.sync") and next(refused, False):
-            return inner(call) or Fault("SageMaker.ResourceLimitExceededException")
-        return inner(call)
-
-    system.decide = decide
-    for number in range(6):
-        system.onboard(user=f"user{number}", queue=True)
-    system.stream()
+    _fill_quota(system)
+    _six_queue(system)
     system.settle()
 
 
 def batch_dies_early(system: System) -> None:
     """A batch is stopped when its requests are claimed, and their models are not."""
-    for number in range(6):
-        system.onboard(user=f"user{number}", queue=True)
-    system.stream()
-    (execution,) = system.running()
-    call = system.world.advance(execution)
-    while call is not None and not call.state.endswith("ReserveVersion"):
-        call = system.world.advance(execution, system.decide(call))
+    _six_queue(system)
+    execution = _advance_to(system, lambda call: call.state.endswith("ReserveVersion"))
     system.world.stop(execution)
     system.world.tell_endings()
     system.settle(rounds=8)
@@ -783,10 +780,7 @@ def batch_dies_early(system: System) -> None:
 def job_over(system: System) -> None:
     """An execution waits for a job that is long over."""
     system.onboard()
-    (execution,) = system.running()
-    call = system.world.advance(execution)
-    while call is not None and not call.resource.endswith("createTrainingJob.sync"):
-        call = system.world.advance(execution, system.decide(call))
+    execution = _advance_to(system, _trains)
     system.world.advance(execution)
     for job in system.world.jobs.values():
         job.status, job.reason = "Failed", "InternalServerError"

@@ -11,6 +11,7 @@ import pytest
 from moto import mock_aws
 
 from lambdas.collect_results import logic
+from limner.contracts.outcomes import MAX_CAUSE_CHARS
 from limner.contracts.tasks import TaskError, TaskResult
 
 JOB = "limner-batch-b1-1"
@@ -126,7 +127,7 @@ def test_what_a_request_ends_with_that_was_left_undone(
     error = logic.error_of_missing(JOB, failure)
     assert error["Error"] == code
     assert words in error["Cause"]
-    assert len(error["Cause"]) <= logic.MAX_CAUSE_CHARS
+    assert len(error["Cause"]) <= MAX_CAUSE_CHARS
 
 
 @pytest.fixture
