@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import torch
-from PIL import Image
 
 from limner.contracts.errors import LimnerError
 from limner.contracts.training import TrainingConfig
 from training.artifact import members_of
 from training.base import Base, load_base
+from training.cohort import Cohort, Learner, set_threads
 from training.files import write_atomically
 from training.job import Work
-from training.lora import remove_adapter
 from training.progress import event_line, say
-from training.recipe import fine_tune, preview, set_threads
+from training.recipe import preview
 from training.settings import cpu_count
 
 # torch has no error of its own for this one; c10/core/impl/alloc_cpu.cpp writes the word.
@@ -57,71 +56,81 @@ def open_base(folder: Path) -> Base:
     return base
 
 
-def make(
-    base: Base, work: Work, photos: Sequence[Image.Image], *, previews_dir: Path, parts_dir: Path
+def produce(
+    base: Base,
+    cohort: Cohort,
+    learner: Learner,
+    work: Work,
+    *,
+    photos: int,
+    started: float,
+    previews_dir: Path,
+    parts_dir: Path,
 ) -> Made:
-    """Trains an adapter, draws the first images, and takes the adapter off the base again.
-
-    However it ends, the base is as it was: what is made next on it does not depend on this work.
+    """Draws the first images of a trained learner, and makes its artifact.
 
     Args:
         base: The frozen base.
-        work: What to train.
-        photos: RGB images of the subject.
+        cohort: Where the learner is.
+        learner: Whose training is over.
+        work: What was trained.
+        photos: How many photos there were.
+        started: When the work began, by ``time.perf_counter``.
         previews_dir: Where the first images go; SageMaker's checkpoint sync takes them to S3.
         parts_dir: Where unfinished files lie.
 
     Raises:
         LimnerError: ``TRAINING_DIVERGED``, or ``TRAINING_FAILED`` where the memory is too small.
     """
-    try:
-        with memory_errors():
-            trained = fine_tune(work.config, base, photos, say)
-            _write_previews(work.config, base, previews_dir, parts_dir)
-            metrics = {
-                "loss": trained.loss,
-                "steps": work.config.steps,
-                "photos": len(photos),
-                "parameters": sum(tensor.numel() for tensor in trained.tensors.values()),
-            }
-            return Made(
-                members=members_of(work, base, trained.tensors, metrics),
-                metrics=metrics,
-                timings={
-                    "train_seconds": trained.train_seconds,
-                    "images_per_second": trained.images_per_second,
-                },
-            )
-    finally:
-        remove_adapter(base.pipeline.unet)
+    tensors = cohort.tensors(learner)
+    first_image_s = 0.0
+    with cohort.drawing_as(learner):
+        for index, prompt in enumerate(work.config.preview_prompts):
+            _write_preview(work.config, base, prompt, index, previews_dir, parts_dir)
+            first_image_s = first_image_s or time.perf_counter() - started
+    metrics = {
+        "loss": learner.loss,
+        "steps": work.config.steps,
+        "photos": photos,
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+    }
+    images = work.config.steps * work.config.batch_size
+    timings = {
+        "train_seconds": learner.seconds,
+        "images_per_second": images / learner.seconds,
+        **({"first_image_seconds": first_image_s} if work.config.preview_prompts else {}),
+    }
+    return Made(members_of(work, base, tensors, metrics), metrics, timings)
+
+
+class MemoryShortageError(LimnerError):
+    """The machine's memory is too small for what it was asked to hold at once."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "TRAINING_FAILED",
+            "The machine's memory is too small for this base and batch size; lower batch_size.",
+        )
 
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turns every form of "out of memory" into ``TRAINING_FAILED`` with advice."""
+    """Turns every form of "out of memory" into ``MemoryShortageError``, with advice."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _too_small() from error
+        raise MemoryShortageError from error
     except RuntimeError as error:
         if _CPU_ALLOCATOR not in str(error):
             raise
-        raise _too_small() from error
+        raise MemoryShortageError from error
 
 
-def _too_small() -> LimnerError:
-    return LimnerError(
-        "TRAINING_FAILED",
-        "The machine's memory is too small for this base and batch size; lower batch_size.",
-    )
-
-
-def _write_previews(
-    config: TrainingConfig, base: Base, previews_dir: Path, parts_dir: Path
+def _write_preview(
+    config: TrainingConfig, base: Base, prompt: str, index: int, folder: Path, parts_dir: Path
 ) -> None:
-    for index, prompt in enumerate(config.preview_prompts):
-        png = io.BytesIO()
-        preview(config, base, prompt, seed=config.seed + index).save(png, "PNG")
-        path = previews_dir / f"preview-{index:02d}.png"
-        write_atomically(path, png.getvalue(), parts=parts_dir)
-        say(event_line("preview", index=index))
+    png = io.BytesIO()
+    preview(config, base, prompt, seed=config.seed + index).save(png, "PNG")
+    path = folder / f"preview-{index:02d}.png"
+    write_atomically(path, png.getvalue(), parts=parts_dir)
+    say(event_line("preview", index=index))

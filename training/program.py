@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 
 from limner.contracts.base import read_card
+from limner.contracts.errors import LimnerError
 from training.job import Job, read_job
 from training.photos import keep_side_px, load_photos
 from training.progress import event_line, say
@@ -43,19 +44,23 @@ def _train_one(settings: Settings, job: Job, started: float) -> None:
     say(event_line("checked", photos=len(photos), seconds=time.perf_counter() - started))
 
     from training.artifact import write_members  # torch comes in here, not earlier
-    from training.production import make, open_base
+    from training.production import open_base
+    from training.runner import Runner
 
-    made = make(
+    runner = Runner(
         open_base(job.base_dir),
-        work,
-        photos,
-        previews_dir=settings.checkpoint_dir,
+        rows=settings.rows,
+        previews_dir=lambda _: settings.checkpoint_dir,
         parts_dir=settings.parts_dir,
+        is_signed=False,
     )
-    write_members(settings.model_dir, made.members)
+    (outcome,) = runner.run([work])
+    if outcome.made is None:
+        raise outcome.error or LimnerError("TRAINING_FAILED")
+    write_members(settings.model_dir, outcome.made.members)
     # images_per_second is not said once more: SageMaker would take the line for another reading.
-    spent = made.timings["train_seconds"]
-    say(event_line("trained", seconds=time.perf_counter() - started, train_seconds=spent))
+    timings = {name: s for name, s in outcome.made.timings.items() if name.endswith("_seconds")}
+    say(event_line("trained", seconds=time.perf_counter() - started, **timings))
 
 
 def _train_batch(settings: Settings, job: Job) -> None:

@@ -6,11 +6,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+
+Say = Callable[[str], None]
 
 
-def step_line(*, step: int, steps: int, loss: float, images_per_second: float) -> str:
+def step_line(
+    *, step: int, steps: int, loss: float, images_per_second: float, request: str = ""
+) -> str:
     """The line of one progress report, such as ``step=50 steps=300 loss=0.0812 …``."""
-    return f"step={step} steps={steps} loss={loss:.4g} images_per_second={images_per_second:.1f}"
+    line = f"step={step} steps={steps} loss={loss:.4g} images_per_second={images_per_second:.1f}"
+    return f"{line} request={request}" if request else line
 
 
 def event_line(event: str, **values: float | str) -> str:

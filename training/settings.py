@@ -24,6 +24,8 @@ class Settings(BaseSettings):
         request_id: The wish that this job fulfils; from CreateTrainingJob's Environment. None in
             a batch, which fulfils many.
         model_id: Which of the user's models.
+        rows: Images that one pass through the UNet may hold: a batch's requests are trained
+            together, as many as have room (docs/bases.md says what a row costs).
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
@@ -32,6 +34,7 @@ class Settings(BaseSettings):
     job_name: str = Field(default="", validation_alias="TRAINING_JOB_NAME")
     request_id: RequestId | None = Field(default=None, validation_alias="LIMNER_REQUEST_ID")
     model_id: ModelId = Field(default=DEFAULT_MODEL_ID, validation_alias="LIMNER_MODEL_ID")
+    rows: int = Field(default=16, ge=1, le=4096, validation_alias="LIMNER_ROWS")
 
     @property
     def config_dir(self) -> Path:

@@ -18,8 +18,8 @@ from PIL import Image
 
 from limner.contracts.training import TrainingConfig
 from training.base import load_base
+from training.cohort import set_threads, trained_alone
 from training.photos import load_photos
-from training.recipe import fine_tune, set_threads
 
 from .encoder import Encoder
 
@@ -76,12 +76,12 @@ def main() -> None:
     for name in subjects:
         base = load_base(args.base, CPU)
         start = time.process_time()
-        trained = fine_tune(config, base, photos[name], lambda _: None)
-        cpu_s = time.process_time() - start
-        base.pipeline.unet.eval()
-        drawn[name] = draw(base.pipeline, PLAIN + CONTEXTS, args.guidance)
+        with trained_alone(config, base, photos[name], lambda _: None) as (cohort, learner):
+            cpu_s = time.process_time() - start
+            with cohort.drawing_as(learner):
+                drawn[name] = draw(base.pipeline, PLAIN + CONTEXTS, args.guidance)
         rows.append([*photos[name][:5], *drawn[name]])
-        print(json.dumps({"subject": name, "loss": trained.loss, "cpu_seconds": cpu_s}), flush=True)
+        print(json.dumps({"subject": name, "loss": learner.loss, "cpu_seconds": cpu_s}), flush=True)
     sheet(rows).save(args.out, optimize=True)
 
     encode = Encoder()

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import load
 
 from limner.contracts import artifact as form
 from limner.contracts.tasks import TaskResult
 from limner.contracts.training import TrainingConfig
-from training import batch, production
+from training import batch, production, runner
 from training.base import Base, load_base
-from training.batch import train_all, train_task
+from training.batch import train_all
+from training.cohort import Cohort, Learner
 from training.job import Work
 from training.settings import Settings
 
@@ -43,10 +45,6 @@ def work(root: Path, request_id: str, config: TrainingConfig, color: str = "red"
     return Work(request_id=request_id, model_id="default", config=config, photos_dir=folder)
 
 
-def archive_of(settings: Settings, request_id: str) -> bytes:
-    return (settings.task_dir(request_id) / "model.tar.gz").read_bytes()
-
-
 def manifest_of(settings: Settings, request_id: str) -> form.Manifest:
     with tarfile.open(settings.task_dir(request_id) / "model.tar.gz") as tar:
         file = tar.extractfile(form.MANIFEST)
@@ -57,6 +55,13 @@ def manifest_of(settings: Settings, request_id: str) -> form.Manifest:
 def result_of(settings: Settings, request_id: str) -> TaskResult:
     text = (settings.task_dir(request_id) / "result.json").read_text()
     return TaskResult.model_validate_json(text)
+
+
+def adapter_of(settings: Settings, request_id: str) -> dict[str, torch.Tensor]:
+    with tarfile.open(settings.task_dir(request_id) / "model.tar.gz") as tar:
+        file = tar.extractfile(form.ADAPTER)
+        assert file is not None
+        return load(file.read())
 
 
 def test_a_batch_trains_what_would_have_been_trained_alone(
@@ -83,20 +88,23 @@ def test_a_batch_trains_what_would_have_been_trained_alone(
         work(tmp_path, "bad", config),
         work(tmp_path, "first", config, "blue"),
         work(tmp_path, "wild", wild),
+        work(tmp_path, "more", config.model_copy(update={"rank": 3, "seed": 5}), "green"),
         work(tmp_path, "again", config.model_copy(update={"target": "transformer"}), "green"),
     ]
     train_all(settings, base, works)
 
-    for request_id in ("wide", "first", "again"):
+    for request_id in ("wide", "first", "more", "again"):
         alone = Settings(base_dir=tmp_path / "alone" / request_id)
         (chosen,) = [item for item in works if item.request_id == request_id]
         train_all(alone, load_base(base_dir, CPU), [chosen])
-        assert archive_of(settings, request_id) == archive_of(alone, request_id)
-        images = [(s.task_dir(request_id) / "preview-00.png") for s in (settings, alone)]
-        assert images[0].read_bytes() == images[1].read_bytes()
+        ours, theirs = (adapter_of(s, request_id) for s in (settings, alone))
+        assert ours.keys() == theirs.keys()
+        assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-5
+        metrics = [manifest_of(s, request_id).metrics for s in (settings, alone)]
+        assert metrics[0] == pytest.approx(metrics[1], rel=1e-4)
     assert [result_of(settings, item).status for item in ("bad", "wild")] == ["failed", "failed"]
-    adapters = {manifest_of(settings, item).adapter_sha256 for item in ("wide", "first", "again")}
-    assert len(adapters) == 3
+    names = ("wide", "first", "more", "again")
+    assert len({manifest_of(settings, item).adapter_sha256 for item in names}) == 4
 
 
 def test_a_trained_task_leaves_its_files_and_figures(
@@ -111,7 +119,9 @@ def test_a_trained_task_leaves_its_files_and_figures(
     assert (manifest.request_id, manifest.config_sha256) == ("r1", config.digest())
     assert result.metrics["photos"] == 3
     assert manifest.metrics.items() <= result.metrics.items()
-    assert result.metrics.keys() - manifest.metrics.keys() == {"train_seconds", "images_per_second"}
+    timings = {"train_seconds", "images_per_second", "first_image_seconds"}
+    assert result.metrics.keys() - manifest.metrics.keys() == timings
+    assert 0 < result.metrics["first_image_seconds"] < result.seconds
     assert not any(settings.parts_dir.iterdir())
 
 
@@ -121,10 +131,12 @@ def test_a_diverged_task_is_a_result_and_the_next_one_is_sound(
     unharmed = base.pipeline.unet.conv_in.weight.clone()
     works = [work(tmp_path, "r1", config), work(tmp_path, "r2", config)]
     base.pipeline.unet.conv_in.weight.data.fill_(float("nan"))
-    assert (error := train_task(settings, base, works[0]).error) is not None
+    train_all(settings, base, works[:1])
+    assert (error := result_of(settings, "r1").error) is not None
     assert error.code == "TRAINING_DIVERGED"
     base.pipeline.unet.conv_in.weight.data.copy_(unharmed)
-    assert train_task(settings, base, works[1]).status == "trained"
+    train_all(settings, base, works[1:])
+    assert result_of(settings, "r2").status == "trained"
 
 
 @pytest.mark.parametrize(
@@ -146,14 +158,16 @@ def test_trouble_of_a_task_is_its_result(
     trouble: Exception,
     words: str,
 ) -> None:
-    sound = batch.make
+    sound = runner.produce
 
-    def fail(base: Base, work: Work, *args: object, **kwargs: object) -> object:
+    def fail(
+        base: Base, cohort: Cohort, learner: Learner, work: Work, **kwargs: object
+    ) -> production.Made:
         if work.request_id == "r1":
             raise trouble
-        return sound(base, work, *args, **kwargs)  # type: ignore[arg-type]
+        return sound(base, cohort, learner, work, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(batch, "make", fail)
+    monkeypatch.setattr(runner, "produce", fail)
     train_all(settings, base, [work(tmp_path, "r1", config), work(tmp_path, "r2", config)])
     result = result_of(settings, "r1")
     assert (result.status, result.artifact_sha256) == ("failed", "")
@@ -165,6 +179,46 @@ def test_trouble_of_a_task_is_its_result(
     heard = capsys.readouterr()
     assert "event=task request=r1 status=failed seconds=" in heard.out
     assert "secrets" not in heard.out + heard.err + json.dumps(result.model_dump())
+
+
+def test_a_pass_that_is_too_large_is_cut_down(
+    settings: Settings,
+    base: Base,
+    tmp_path: Path,
+    config: TrainingConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two at once are too many for this machine; one by one they are not."""
+    sound = Cohort.step
+
+    def step(cohort: Cohort) -> list[Learner]:
+        if len(cohort.learners) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return sound(cohort)
+
+    monkeypatch.setattr(Cohort, "step", step)
+    train_all(settings, base, [work(tmp_path, name, config) for name in ("r1", "r2", "r3")])
+    assert [result_of(settings, name).status for name in ("r1", "r2", "r3")] == ["trained"] * 3
+
+
+def test_a_pass_that_is_too_large_for_one_is_his_failure(
+    settings: Settings,
+    base: Base,
+    tmp_path: Path,
+    config: TrainingConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sound = Cohort.step
+
+    def step(cohort: Cohort) -> list[Learner]:
+        if any(learner.config.seed == 9 for learner in cohort.learners):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return sound(cohort)
+
+    monkeypatch.setattr(Cohort, "step", step)
+    large = config.model_copy(update={"seed": 9})
+    train_all(settings, base, [work(tmp_path, "large", large), work(tmp_path, "r2", config)])
+    assert [result_of(settings, name).status for name in ("large", "r2")] == ["failed", "trained"]
 
 
 def test_torchs_own_memory_error_is_known() -> None:

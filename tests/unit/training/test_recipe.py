@@ -16,9 +16,10 @@ from limner.contracts.errors import LimnerError
 from limner.contracts.training import TrainingConfig
 from training.artifact import layout_of, members_of, pack, write_members
 from training.base import load_base
+from training.cohort import Cohort, Shape, trained_alone
 from training.job import Work
-from training.lora import TARGETS, adapter_tensors, add_adapter, remove_adapter
-from training.recipe import Trained, augment, fine_tune, learning_rate_share, sample_batch
+from training.recipe import augment, learning_rate_share, sample_batch
+from training.targets import TARGETS
 
 CPU = torch.device("cpu")
 
@@ -36,55 +37,26 @@ def photos() -> list[Image.Image]:
     return images
 
 
-def trained(base_dir: Path, config: TrainingConfig) -> Trained:
-    return fine_tune(config, load_base(base_dir, CPU), photos(), unheard)
+def trained(base_dir: Path, config: TrainingConfig) -> dict[str, torch.Tensor]:
+    with trained_alone(config, load_base(base_dir, CPU), photos(), unheard) as (cohort, learner):
+        return cohort.tensors(learner)
 
 
 def test_the_same_seed_gives_the_same_bytes(base_dir: Path, config: TrainingConfig) -> None:
-    first, second = (save(trained(base_dir, config).tensors) for _ in range(2))
+    first, second = (save(trained(base_dir, config)) for _ in range(2))
     assert first == second
-    other = save(trained(base_dir, config.model_copy(update={"seed": 1})).tensors)
+    other = save(trained(base_dir, config.model_copy(update={"seed": 1})))
     assert other != first
 
 
 def test_training_lowers_the_loss(base_dir: Path, config: TrainingConfig) -> None:
     lines: list[str] = []
-    more = config.model_copy(update={"steps": 40, "batch_size": 8, "learning_rate": 1e-2})
-    fine_tune(more, load_base(base_dir, CPU), photos(), lines.append)
+    more = config.model_copy(update={"steps": 40, "batch_size": 8, "rank": 8})
+    with trained_alone(more, load_base(base_dir, CPU), photos(), lines.append):
+        pass
     losses = [float(line.split("loss=")[1].split()[0]) for line in lines]
     assert len(losses) == 4
     assert losses[-1] < 0.9 * losses[0]
-
-
-def test_only_the_adapter_changes(base_dir: Path, config: TrainingConfig) -> None:
-    base = load_base(base_dir, CPU)
-    before = {name: value.clone() for name, value in base.pipeline.unet.state_dict().items()}
-    fine_tune(config, base, photos(), unheard)
-    after = {
-        name.replace(".base_layer.", "."): value
-        for name, value in base.pipeline.unet.state_dict().items()
-        if ".lora_" not in name
-    }
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[name], before[name]) for name in before)
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_removed_adapter_leaves_the_fresh_unet(base_dir: Path, target: str) -> None:
-    unet = load_base(base_dir, CPU).pipeline.unet
-    remove_adapter(unet)  # without one, nothing happens
-    kinds = {name: type(module) for name, module in unet.named_modules()}
-    before = {name: value.clone() for name, value in unet.state_dict().items()}
-    for _ in range(2):
-        assert add_adapter(unet, rank=2, target=target)
-        unet.train()
-        remove_adapter(unet)
-        assert {name: type(module) for name, module in unet.named_modules()} == kinds
-        assert not any(parameter.requires_grad for parameter in unet.parameters())
-        assert not any(module.training for module in unet.modules())
-        after = unet.state_dict()
-        assert after.keys() == before.keys()
-        assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -93,64 +65,40 @@ def test_diffusers_loads_what_was_trained(
 ) -> None:
     base = load_base(base_dir, CPU)
     config = config.model_copy(update={"target": target, "learning_rate": 0.1})
-    result = fine_tune(config, base, photos(), unheard)
     work = Work(request_id="r1", model_id="default", config=config, photos_dir=tmp_path)
-    members = members_of(work, base, result.tensors, {"loss": result.loss})
+    x = torch.randn(2, 6, 16, 16, generator=torch.Generator().manual_seed(1))
+    arguments = (x, torch.tensor([10, 900]), torch.randn(2, 24, 16))
+    with trained_alone(config, base, photos(), unheard) as (cohort, learner):
+        tensors = cohort.tensors(learner)
+        members = members_of(work, base, tensors, {"loss": learner.loss})
+        with cohort.drawing_as(learner), torch.no_grad():
+            ours = base.pipeline.unet(*arguments).sample
     write_members(tmp_path, members)
     manifest = form.Manifest.model_validate_json(members[form.MANIFEST])
 
     plain = StableDiffusionPipeline.from_pretrained(
         base_dir, use_safetensors=True, local_files_only=True
     )
-    x = torch.randn(2, 6, 16, 16, generator=torch.Generator().manual_seed(1))
-    arguments = (x, torch.tensor([10, 900]), torch.randn(2, 24, 16))
     with torch.no_grad():
         untrained = plain.unet(*arguments).sample
         plain.load_lora_weights(str(tmp_path), weight_name=form.ADAPTER)
         loaded = plain.unet(*arguments).sample
-        ours = base.pipeline.unet(*arguments).sample
     torch.testing.assert_close(loaded, ours, rtol=1e-4, atol=1e-5)
     assert (loaded - untrained).abs().max() > 1e-3
     assert manifest.target_modules == tuple(
-        sorted({name.removesuffix(".lora_A.weight") for name in result.tensors if "lora_A" in name})
+        sorted({name.removesuffix(".lora_A.weight") for name in tensors if "lora_A" in name})
     )
     convolutions = [name for name in manifest.target_modules if ".conv1" in name]
     assert bool(convolutions) == (target == "all")
-
-
-def test_the_fast_layers_have_pefts_gradients(base_dir: Path) -> None:
-    """Forward and gradients equal those of peft's own layers, for linear and convolution."""
-    base = load_base(base_dir, CPU)
-    unet = base.pipeline.unet
-    parameters = add_adapter(unet, rank=3, target="all")
-    generator = torch.Generator().manual_seed(2)
-    for parameter in parameters:
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
-    arguments = (
-        torch.randn(2, 6, 16, 16, generator=generator),
-        torch.tensor([3, 700]),
-        torch.randn(2, 24, 16, generator=generator),
-    )
-
-    def outcome() -> tuple[torch.Tensor, ...]:
-        y = unet(*arguments).sample
-        return y.detach(), *torch.autograd.grad(y.square().mean(), parameters)
-
-    fast = outcome()
-    replaced = [module for module in unet.modules() if "forward" in vars(module)]
-    assert len(replaced) == len(parameters) // 2
-    for module in replaced:
-        del module.forward
-    for ours, pefts in zip(fast, outcome(), strict=True):
-        torch.testing.assert_close(ours, pefts, rtol=1e-3, atol=1e-6)
 
 
 def test_the_artifact_keeps_its_promises(
     base_dir: Path, tmp_path: Path, config: TrainingConfig
 ) -> None:
     base = load_base(base_dir, CPU)
-    add_adapter(base.pipeline.unet, rank=config.rank, target="all")
-    tensors = adapter_tensors(base.pipeline.unet)
+    cohort = Cohort(base, Shape.of(config), rank=config.rank, slots=1, say=unheard)
+    tensors = cohort.bank.tensors(0, config.rank)
+    cohort.close()
     work = Work(request_id="r1", model_id="default", config=config, photos_dir=tmp_path)
     write_members(tmp_path, members_of(work, base, tensors, {"loss": 0.5}))
 
@@ -184,8 +132,11 @@ def test_packing_follows_the_sorted_names() -> None:
 def test_a_loss_that_is_no_number_ends_the_training(base_dir: Path, config: TrainingConfig) -> None:
     base = load_base(base_dir, CPU)
     base.pipeline.unet.conv_in.weight.data.fill_(float("nan"))
-    with pytest.raises(LimnerError) as caught:
-        fine_tune(config, base, photos(), unheard)
+    with (
+        pytest.raises(LimnerError) as caught,
+        trained_alone(config, base, photos(), unheard),
+    ):
+        pass
     assert caught.value.code == "TRAINING_DIVERGED"
 
 
