@@ -244,6 +244,7 @@ class Cohort:
             raise ValueError("the bank's rank is too low for this learner")
         slot = len(self.learners)
         self.bank.begin(slot, learner.config.rank, learner.draw)
+        self.bank.see(slot, learner.material.text)
         self._optimizer.state.pop(self._rows[slot], None)
         self.learners.append(learner)
 
@@ -253,7 +254,7 @@ class Cohort:
         state = self._optimizer.state
         state.pop(self._rows[slot], None)
         if slot != last:
-            self._rows[slot].copy_(self._rows[last])
+            self.bank.move(last, slot)
             if moved := state.pop(self._rows[last], None):
                 state[self._rows[slot]] = moved
             self.learners[slot] = self.learners[last]
@@ -312,7 +313,7 @@ class Cohort:
             slots = slice(lane.first, lane.first + lane.count)
             x = noisy[slots, lane.rows].flatten(0, 1)  # [k b, c, h, w], of this lane
             rows = len(x) // lane.count
-            with self.bank.through(lane.first, lane.count, lane.part):
+            with self.bank.through(lane.first, lane.count, part=lane.part, text=text[slots]):
                 predicted = self._base.pipeline.unet(
                     x,
                     timesteps[slots, lane.rows].flatten(),
@@ -323,7 +324,8 @@ class Cohort:
                 error = (error - wanted[slots, lane.rows].flatten(0, 1)).square().mean((1, 2, 3))
                 losses = error.view(lane.count, rows).sum(1) / self.shape.batch_size  # [k]
                 losses.sum().backward()
-            return losses.detach()
+            detached: Tensor = losses.detach()
+            return detached
 
         lanes = self._cut(len(self.learners))
         results = list(self._pool.map(work, lanes)) if len(lanes) > 1 else [work(lanes[0])]

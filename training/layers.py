@@ -67,16 +67,16 @@ class LinearFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         """The gradient of x; those of A and B go into their buffers."""
         x, z = ctx.saved_tensors
         views = ctx.views
         k = len(views.a)
         per_adapter = gradient.reshape(k, -1, gradient.shape[-1])
-        torch.bmm(per_adapter.transpose(1, 2), z, out=views.grad_b)
+        views.grad_b.copy_(torch.bmm(per_adapter.transpose(1, 2), z))
         grad_z = torch.bmm(per_adapter, views.b)
-        torch.bmm(grad_z.transpose(1, 2), x.reshape(k, -1, x.shape[-1]), out=views.grad_a)
+        views.grad_a.copy_(torch.bmm(grad_z.transpose(1, 2), x.reshape(k, -1, x.shape[-1])))
         if not ctx.needs_input_grad[0]:
             return None, None, None, None, None
         grad_x = torch.matmul(gradient, ctx.weight)
@@ -120,7 +120,7 @@ class ConvolutionFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         """The gradient of x; those of A and B go into their buffers."""
         x, z = ctx.saved_tensors

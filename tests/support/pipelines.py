@@ -26,14 +26,18 @@ RANDOM_RESOLUTION_PX = 32
 _TEXT_LENGTH = 24
 
 
-def _tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer of single bytes: no merges, every text has a spelling."""
+def letter_tokenizer(length: int) -> CLIPTokenizer:
+    """A CLIP tokenizer of single bytes: no merges, every text has a spelling.
+
+    Args:
+        length: Tokens of a prompt, padding included.
+    """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*letters, *(f"{letter}</w>" for letter in letters)]
     vocabulary = {word: index for index, word in enumerate(words)}
     vocabulary["<|startoftext|>"] = len(vocabulary)
     vocabulary["<|endoftext|>"] = len(vocabulary)
-    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=_TEXT_LENGTH)
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=length)
 
 
 def save_random_pipeline(folder: Path, *, seed: int = 0, latent_channels: int = 4) -> Path:
@@ -47,7 +51,7 @@ def save_random_pipeline(folder: Path, *, seed: int = 0, latent_channels: int = 
     Returns:
         The folder.
     """
-    tokenizer = _tokenizer()
+    tokenizer = letter_tokenizer(_TEXT_LENGTH)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(

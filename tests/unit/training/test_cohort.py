@@ -64,14 +64,9 @@ def unheard(_line: str) -> None:
 
 
 def exact(cohort: Cohort, learner: Learner) -> dict[str, Tensor]:
-    """The adapter in the precision of its training."""
-    slot, rank = cohort.learners.index(learner), learner.config.rank
-    row, found = cohort.bank.weights[slot].clone(), {}
-    for place in cohort.bank.places:
-        a = row[place.start : place.middle].view(place.a_shape)[:rank]
-        b = row[place.middle : place.stop].view(place.b_shape)[:, :rank]
-        found[f"{place.name}.lora_A.weight"], found[f"{place.name}.lora_B.weight"] = a, b
-    return found
+    """The adapter in the precision of its training, by peft's names."""
+    matrices = cohort.bank.matrices(cohort.learners.index(learner), learner.config.rank)
+    return {name.removeprefix("unet."): matrix.clone() for name, matrix in matrices}
 
 
 def train_together(
