@@ -73,7 +73,7 @@ class QueryKeyValueFunction(torch.autograd.Function):
         k, rank = len(joint.a), views[0].a.shape[1]
         z = torch.bmm(x.reshape(k, -1, x.shape[-1]), joint.a.transpose(1, 2))  # [k, m, 3 r]
         outputs = []
-        for layer, view, part in zip(layers, views, z.split(rank, 2), strict=True):
+        for layer, view, part in zip(layers, views, torch.split(z, rank, 2), strict=True):
             y = F.linear(x, layer.weight, layer.bias)
             y.view(k, -1, y.shape[-1]).baddbmm_(part, view.b.transpose(1, 2))
             outputs.append(y)
@@ -89,7 +89,7 @@ class QueryKeyValueFunction(torch.autograd.Function):
         joint = ctx.joint
         k, rank = len(joint.a), ctx.views[0].a.shape[1]
         parts = []
-        for gradient, view, part in zip(gradients, ctx.views, z.split(rank, 2), strict=True):
+        for gradient, view, part in zip(gradients, ctx.views, torch.split(z, rank, 2), strict=True):
             per_adapter = gradient.reshape(k, -1, gradient.shape[-1])
             view.grad_b.copy_(torch.bmm(per_adapter.transpose(1, 2), part))
             parts.append(torch.bmm(per_adapter, view.b))

@@ -28,6 +28,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from training import lean
 from training.attention import (
     Captions,
     Joint,
@@ -114,6 +115,8 @@ class Bank:
     def __init__(self, unet: Any, *, target: str, rank: int, slots: int, parts: int = 1) -> None:  # noqa: ANN401
         self.rank = rank
         self.slots = slots
+        self._unet = unet
+        self._lean: list[Any] = []
         named = adapted_layers(unet, target)
         self._layers = [layer for _, layer in named]
         self._groups = _groups(unet, named)
@@ -149,11 +152,13 @@ class Bank:
             layer.forward = make(self, layer, index)
         for index, group in enumerate(self._groups):
             group.module.forward = _attend(self, group, index)
+        self._lean = lean.install(self._unet)
 
     def remove(self) -> None:
         """Takes the bank off the UNet, which is as it was: only forward functions were replaced."""
         for module in (*self._layers, *(group.module for group in self._groups)):
             vars(module).pop("forward", None)
+        lean.remove(self._lean)
 
     def now(self) -> Pass | None:
         """What this thread is ``through``."""
@@ -339,7 +344,7 @@ def _shapes(layer: Any, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:  
 
 
 def _multiply(bank: Bank, layer: torch.nn.Linear, index: int) -> Callable[..., Tensor]:
-    plain = layer.forward
+    plain: Callable[..., Tensor] = layer.forward
 
     def forward(x: Tensor, *_: object, **__: object) -> Tensor:
         now = bank.now()
@@ -354,7 +359,7 @@ def _multiply(bank: Bank, layer: torch.nn.Linear, index: int) -> Callable[..., T
 
 
 def _convolve(bank: Bank, layer: torch.nn.Conv2d, index: int) -> Callable[..., Tensor]:
-    plain = layer.forward
+    plain: Callable[..., Tensor] = layer.forward
 
     def forward(x: Tensor, *_: object, **__: object) -> Tensor:
         now = bank.now()
@@ -370,7 +375,7 @@ def _convolve(bank: Bank, layer: torch.nn.Conv2d, index: int) -> Callable[..., T
 
 def _attend(bank: Bank, group: Group, index: int) -> Callable[..., Tensor]:
     module = group.module
-    plain = module.forward
+    plain: Callable[..., Tensor] = module.forward
     projections = (module.to_q, module.to_k, module.to_v)
 
     def self_attention(x: Tensor, now: Pass) -> Tensor:
@@ -401,13 +406,11 @@ def _attend(bank: Bank, group: Group, index: int) -> Callable[..., Tensor]:
         now = bank.now()
         is_masked = options.get("attention_mask") is not None
         if now is None or is_masked:
-            answer: Tensor = plain(x, encoder_hidden_states, **options)
-            return answer
+            return plain(x, encoder_hidden_states, **options)
         if encoder_hidden_states is None:
             return self_attention(x, now)
         if now.captions is not None and group.order is not None:
             return cross_attention(x, now, now.captions, group.order)
-        answer = plain(x, encoder_hidden_states, **options)
-        return answer
+        return plain(x, encoder_hidden_states, **options)
 
     return forward
