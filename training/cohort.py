@@ -37,9 +37,10 @@ from training.recipe import (
     MAX_GRADIENT_NORM,
     WEIGHT_DECAY,
     Material,
+    add_noise,
+    draw_batch,
     learning_rate_share,
     prepare,
-    sample_batch,
 )
 
 # Steps between two progress lines.
@@ -300,12 +301,15 @@ class Cohort:
     def _backward(self) -> Tensor:
         """Draws everybody's batch and fills the gradients; the mean loss of each: [k]."""
         drawn = [
-            sample_batch(self._base, learner.material.latents, self.shape.batch_size, learner.draw)
+            draw_batch(self._base, learner.material.latents, self.shape.batch_size, learner.draw)
             for learner in self.learners
         ]
-        # How noisy images come to be, and what the base was trained to say of them, are the base's
-        # own choices: its scheduler's betas and its prediction type.
-        noisy, timesteps, wanted = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+        clean, noise, timesteps = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+        by_user = (len(self.learners), self.shape.batch_size)
+        noisy, wanted = (
+            x.unflatten(0, by_user) for x in add_noise(self._base, clean, noise, timesteps)
+        )  # [k, b, c, h, w]
+        timesteps = timesteps.view(by_user)
         text = torch.cat([learner.material.text for learner in self.learners])  # [k, t, d]
         self.bank.refresh()
 

@@ -111,18 +111,27 @@ def embed(base: Base, prompt: str) -> Tensor:
     return embedding
 
 
-def sample_batch(
+def draw_batch(
     base: Base, latents: Tensor, batch_size: int, draw: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draws a batch: noisy latents [b, c, h, w], timesteps [b], what to predict [b, c, h, w]."""
-    scheduler, device = base.noise_scheduler, base.device
+    """Draws clean latents [b, c, h, w], noise of the same shape, and timesteps [b]."""
+    device = base.device
     chosen = torch.randint(len(latents), (batch_size,), generator=draw)  # [b]
     clean = latents[chosen.to(device)]  # [b, c, h, w]
     noise = torch.randn(clean.shape, generator=draw).to(clean)
-    timesteps = torch.randint(
-        scheduler.config.num_train_timesteps, (batch_size,), generator=draw
-    ).to(device)  # [b]
-    noisy = scheduler.add_noise(clean, noise, timesteps)
+    steps: int = base.noise_scheduler.config.num_train_timesteps
+    timesteps = torch.randint(steps, (batch_size,), generator=draw).to(device)  # [b]
+    return clean, noise, timesteps
+
+
+def add_noise(base: Base, clean: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """Noisy latents and what the UNet is to predict from them: [b, c, h, w] each.
+
+    How noisy images come to be, and what the base was trained to say of them, are the base's own
+    choices: its scheduler's betas and its prediction type.
+    """
+    scheduler = base.noise_scheduler
+    noisy: Tensor = scheduler.add_noise(clean, noise, timesteps)
     match scheduler.config.prediction_type:  # load_base has refused all others
         case "epsilon":
             wanted = noise
@@ -130,7 +139,7 @@ def sample_batch(
             wanted = scheduler.get_velocity(clean, noise, timesteps)
         case _:
             wanted = clean
-    return noisy, timesteps, wanted
+    return noisy, wanted
 
 
 def preview(config: TrainingConfig, base: Base, prompt: str, seed: int) -> Image.Image:

@@ -20,11 +20,12 @@ from training.base import Base
 from training.recipe import (
     MAX_GRADIENT_NORM,
     WEIGHT_DECAY,
+    add_noise,
     augment,
+    draw_batch,
     embed,
     encode,
     learning_rate_share,
-    sample_batch,
 )
 from training.targets import TARGETS
 
@@ -70,7 +71,8 @@ def train_alone_with_peft(
     for _ in range(config.steps):
         latents = encode(base, images)
         text = embed(base, config.instance_prompt)
-        noisy, timesteps, wanted = sample_batch(base, latents, config.batch_size, draw)
+        clean, noise, timesteps = draw_batch(base, latents, config.batch_size, draw)
+        noisy, wanted = add_noise(base, clean, noise, timesteps)
         text = text.expand(len(noisy), -1, -1)
         predicted = unet(noisy, timesteps, text, return_dict=False)[0]
         loss = (predicted - wanted).square().mean()

@@ -18,7 +18,7 @@ from training.artifact import layout_of, members_of, pack, write_members
 from training.base import load_base
 from training.cohort import Cohort, Shape, trained_alone
 from training.job import Work
-from training.recipe import augment, learning_rate_share, sample_batch
+from training.recipe import add_noise, augment, draw_batch, learning_rate_share
 from training.targets import TARGETS
 
 CPU = torch.device("cpu")
@@ -145,7 +145,8 @@ def test_what_to_predict_is_the_bases_choice(base_dir: Path, kind: str) -> None:
     base = load_base(base_dir, CPU)
     base.noise_scheduler.register_to_config(prediction_type=kind)
     latents = torch.full((1, 6, 4, 4), 2.0)
-    noisy, timesteps, wanted = sample_batch(base, latents, 5, torch.Generator().manual_seed(0))
+    clean, drawn, timesteps = draw_batch(base, latents, 5, torch.Generator().manual_seed(0))
+    noisy, wanted = add_noise(base, clean, drawn, timesteps)
     kept = base.noise_scheduler.alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
     added = (1 - kept**2).sqrt()
     noise = (noisy - kept * 2.0) / added
