@@ -506,7 +506,10 @@ class Observability(Construct):
         )
 
     def _spend(self) -> cloudwatch.GraphWidget:
-        """What today's launches can have cost: the bill is lower, but it comes a day later."""
+        """What today's launches can have cost: the bill is lower, but it comes a day later.
+
+        Of the queue alone: what an app starts by itself or by an event passes no gate.
+        """
         settings = self._settings
         launch = prices.launch_at_most(settings)
         at_most = cloudwatch.MathExpression(
@@ -517,7 +520,7 @@ class Observability(Construct):
                 )
             },
             period=self._once(settings.dispatch_minutes),
-            label=f"today's launches x {launch} at most",
+            label=f"today's launches of the queue x {launch} at most",
         )
         return cloudwatch.GraphWidget(
             title=f"Training today at most, {prices.CURRENCY} (prices of {prices.AS_OF})",
