@@ -71,8 +71,6 @@ def metrics_line(
     )
 
 
-def emit(
-    stage: str, now_ms: int, values: Mapping[str, int], *, fault: str | None = None
-) -> None:
+def emit(stage: str, now_ms: int, values: Mapping[str, int], *, fault: str | None = None) -> None:
     """Writes the metrics where the Lambda runtime collects the log."""
     print(metrics_line(stage, now_ms, values, fault=fault), flush=True)  # noqa: T201 - the log's own channel
