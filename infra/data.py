@@ -89,6 +89,9 @@ class Data(Construct):
                 s3.LifecycleRule(
                     id="Remains",
                     noncurrent_version_expiration=Duration.days(NONCURRENT_DAYS),
+                    # What expires in a versioned bucket leaves a marker, which stays for ever and
+                    # makes listings slow.
+                    expired_object_delete_marker=True,
                     abort_incomplete_multipart_upload_after=Duration.days(NONCURRENT_DAYS),
                 ),
             ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, cast
 
 from aws_cdk import Duration
@@ -22,6 +22,7 @@ RUNTIME: Final = lambda_.Runtime.PYTHON_3_14
 # one event fails for a reason.
 EVENT_AGE_S: Final = 2 * 3600
 EVENT_RETRIES: Final = 2
+MEMORY_MB: Final = 512
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,14 @@ class Functions:
         telemetry: Where they log.
         doors: How they come to objects.
         dead_letters: Where events go that a function could not handle.
+        made: Each function by its package, so that none is left unwatched.
     """
 
     code: lambda_.Code
     telemetry: Telemetry
     doors: Doors
     dead_letters: sqs.IQueue
+    made: dict[str, lambda_.Function] = field(default_factory=dict)
 
     def make(
         self,
@@ -49,6 +52,7 @@ class Functions:
         *,
         timeout_s: int,
         environment: Mapping[str, str],
+        memory_mb: int = MEMORY_MB,
         statements: Iterable[iam.PolicyStatement] = (),
         objects: Objects | None = None,
         for_events: bool = False,
@@ -62,6 +66,7 @@ class Functions:
             description: One sentence, for the console.
             timeout_s: Seconds until Lambda ends it.
             environment: Its settings.
+            memory_mb: Its memory; its share of a processor and of the network grows with it.
             statements: All that it may do beyond writing its log, but for the bucket.
             objects: What it may do with the bucket; nothing if absent.
             for_events: Whether events call it: nobody waits for its answer or sees its error, so
@@ -92,11 +97,12 @@ class Functions:
             role=role,
             log_group=log_group,
             timeout=Duration.seconds(timeout_s),
-            memory_size=512,
+            memory_size=memory_mb,
             environment=dict(environment),
         )
         if for_events:
             self._keep_what_fails(function, role)
+        self.made[package] = function
         return function
 
     def _keep_what_fails(self, function: lambda_.Function, role: iam.Role) -> None:

@@ -2,7 +2,10 @@
 
 Every metric here is published by AWS under the documented name, or written by our own functions
 (``lambdas.shared.metrics``) or log filters; a test compares. Step Functions publishes no metric of
-a single state: the p95 of each state comes from a query over the machines' logs.
+a single state: how long states take comes from a query over the machines' logs.
+
+Figures that come once a schedule are looked at in periods no shorter than that schedule: in a
+shorter one, silence would be the rule.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from aws_cdk import aws_sqs as sqs
 from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
+from infra import prices
 from infra.parts import EndpointRef
 from infra.serving import VARIANT
 from infra.settings import StageSettings
@@ -36,13 +40,39 @@ _REFUSED_CALLS: Final = (
     '{ $.type = "TaskFailed" && $.details.resourceType = "aws-sdk:sagemaker" }',
 )
 _LISTED: Final = cloudwatch.TreatMissingData
-# Logs Insights: how long each visit to a state took, and the p95 of that.
-STATES_P95: Final = (
-    "filter ispresent(details.name)",
-    "stats (max(@timestamp) - min(@timestamp)) / 1000 as seconds by execution_arn, details.name",
-    "stats pct(seconds, 95) as p95_s, count(*) as visits by details.name",
-    "sort p95_s desc",
-)
+# States that an execution may be asked about: those of the machine of batches that stand outside
+# of its Maps. Inside, one name is a state of every request, and the log does not say of which.
+ONE_PER_EXECUTION: Final = {
+    "onboard": (),
+    "onboard_batch": ("ClaimAll", "PackTasks", "FineTuneBatch", "CollectResults", "FinishAll"),
+}
+FIRST_TO_LAST: Final = "first to last event of each state in an execution"
+# Whose faults are an operator's business; a photo that is too small is not.
+_OPERATORS_FAULTS: Final = ("aws", "limner")
+# Instance metrics of endpoints are in another namespace than their invocations ("CloudWatch Metrics
+# for Multi-Model Endpoint Deployments" in the SageMaker developer guide).
+_OF_ENDPOINTS: Final = "AWS/SageMaker"
+_OF_INSTANCES: Final = "/aws/sagemaker/Endpoints"
+
+
+def first_to_last(states: Sequence[str]) -> tuple[str, Sequence[str], str]:
+    """Filter, statistics and order of a query: from a state's first event to its last.
+
+    In one execution, all retries, loops and waits between them included. Single visits cannot be
+    told apart: events point at the event before, which is not the state's entry.
+
+    Args:
+        states: The states; all of them if empty.
+    """
+    listed = ", ".join(f'"{name}"' for name in states)
+    return (
+        f"details.name in [{listed}]" if states else "ispresent(details.name)",
+        (
+            "(max(@timestamp) - min(@timestamp)) / 1000 as seconds by execution_arn, details.name",
+            "pct(seconds, 95) as p95_s, count(*) as executions by details.name",
+        ),
+        "p95_s desc",
+    )
 
 
 @dataclass(frozen=True)
@@ -110,17 +140,8 @@ class Observability(Construct):
         action = actions.SnsAction(alarms_topic)
         self.alarms = [self._alarm(rule, action) for rule in self._rules()]
         self._dashboard()
-        logs.QueryDefinition(
-            self,
-            "StatesQuery",
-            query_definition_name=f"{settings.stack_name}/p95 of each state",
-            query_string=logs.QueryString(
-                filter_statements=["ispresent(details.name)"],
-                stats_statements=[part.removeprefix("stats ") for part in STATES_P95[1:3]],
-                sort="p95_s desc",
-            ),
-            log_groups=list(watched.machine_logs.values()),
-        )
+        for name, group in watched.machine_logs.items():
+            self._save_query(name, group)
 
     # -- alarms -----------------------------------------------------------------------------------
 
@@ -128,20 +149,19 @@ class Observability(Construct):
         return [*self._about_requests(), *self._about_training(), *self._about_plumbing()]
 
     def _about_requests(self) -> Sequence[Rule]:
-        settings, watched = self._settings, self._watched
-        ended_badly = {
-            f"{name}_{how}": metric(period=HOUR)
-            for name, machine in watched.machines.items()
-            for how, metric in (
-                ("failed", machine.metric_failed),
-                ("timed_out", machine.metric_timed_out),
-                ("aborted", machine.metric_aborted),
-            )
-        }
+        settings, machines = self._settings, self._watched.machines
+        failed = [self._failed(fault) for fault in _OPERATORS_FAULTS]
+        # Not the failed executions of `onboard`: they are failed requests, each counted above with
+        # whose fault it was. Not the stopped ones: somebody wanted that.
+        unsettled = [
+            machines["onboard"].metric_timed_out(period=HOUR),
+            machines["onboard_batch"].metric_timed_out(period=HOUR),
+            machines["onboard_batch"].metric_failed(period=HOUR),
+        ]
         return [
             Rule(
                 "StuckRequests",
-                self._own(ours.STUCK_REQUESTS),
+                self._own(ours.STUCK_REQUESTS, period=self._once(settings.reconcile_minutes)),
                 1,
                 "Requests stood still, or reconcile does not run. Look at reconcile's log: it"
                 " names each request and what it did; no log means that its schedule is off.",
@@ -151,7 +171,7 @@ class Observability(Construct):
             ),
             Rule(
                 "OldestQueued",
-                self._own(ours.OLDEST_QUEUED_AGE),
+                self._own(ours.OLDEST_QUEUED_AGE, period=self._once(settings.dispatch_minutes)),
                 settings.alarm_queue_minutes * 60,
                 "Requests wait too long. If HoldersInUse is at its limit, raise"
                 " LIMNER_MAX_INSTANCES and SageMaker's quota; else look at dispatch's log.",
@@ -160,12 +180,17 @@ class Observability(Construct):
             ),
             Rule(
                 "FailedOnboardings",
-                cloudwatch.MathExpression(
-                    expression=" + ".join(ended_badly), using_metrics=ended_badly, period=HOUR
-                ),
+                _sum(HOUR, *failed),
                 settings.alarm_failures_per_hour,
-                "Onboardings fail. `limner status` of one of them names code, fault and fix;"
-                " redeploy the last good version if the fault is limner's.",
+                "Onboardings fail, and not by their users' fault. `limner status` of one of them"
+                " names code, fault and fix; redeploy the last good version if it is limner's.",
+            ),
+            Rule(
+                "UnsettledExecutions",
+                _sum(HOUR, *unsettled),
+                1,
+                "A batch could not settle all of its requests, or an execution ran out of time."
+                " Its history says why; reconcile takes care of the requests.",
             ),
         ]
 
@@ -176,7 +201,7 @@ class Observability(Construct):
                 f"Slow{name.title().replace('_', '')}",
                 machine.metric_time(statistic="p95", period=HOUR),
                 settings.alarm_onboard_minutes * 60_000,
-                "Onboardings take too long. The saved query 'p95 of each state' tells which state;"
+                "Onboardings take too long. The saved query of that machine tells which state;"
                 " a slow FineTune mostly waits for machines: add instance types.",
             )
             for name, machine in watched.machines.items()
@@ -194,7 +219,7 @@ class Observability(Construct):
             ),
             Rule(
                 "Launches",
-                self._own(ours.LAUNCHES_TODAY, statistic="Maximum"),
+                self._own(ours.LAUNCHES_TODAY, period=self._once(settings.dispatch_minutes)),
                 settings.alarm_launch_share * settings.daily_launches,
                 "The day's launches are nearly used up. If users are the reason, raise"
                 " LIMNER_DAILY_LAUNCHES; if not, disable dispatch's schedule and find the loop.",
@@ -217,6 +242,7 @@ class Observability(Construct):
         ]
         return [
             *errors,
+            *self._about_throttles(),
             Rule(
                 "DeadLetters",
                 watched.dead_letters.metric_approximate_number_of_messages_visible(
@@ -253,6 +279,40 @@ class Observability(Construct):
                 5,
                 "The endpoint answers 5xx. Its log group /aws/sagemaker/Endpoints has the reason;"
                 " a bad image is undone by deploying the last good one.",
+                periods=3,
+                of_them=2,
+            ),
+        ]
+
+    def _about_throttles(self) -> Sequence[Rule]:
+        watched = self._watched
+        functions = [f.metric_throttles(period=PERIOD) for f in watched.functions.values()]
+        machines = [m.metric_throttled(period=PERIOD) for m in watched.machines.values()]
+        return [
+            Rule(
+                "FunctionsThrottled",
+                _sum(PERIOD, *functions),
+                1,
+                "Lambda refuses calls of functions. Look at the dashboard for which; have the"
+                " account's concurrency raised (L-B99A9384), or find who uses it up.",
+                periods=3,
+                of_them=2,
+            ),
+            Rule(
+                "ExecutionsThrottled",
+                _sum(PERIOD, *machines),
+                1,
+                "Step Functions slows the states of executions down. They go on by themselves;"
+                " have the account's quota of state transitions raised if it lasts.",
+                periods=3,
+                of_them=2,
+            ),
+            Rule(
+                "StartsThrottled",
+                self._own(ours.THROTTLED, statistic="Sum"),
+                10,
+                "Step Functions refuses StartExecution. Lower LIMNER_LAUNCHES_PER_SECOND, or find"
+                " out who else starts executions in this account.",
                 periods=3,
                 of_them=2,
             ),
@@ -298,20 +358,43 @@ class Observability(Construct):
         """A filter of the log cannot add a fixed dimension, so the stage is in the name."""
         return f"{name}-{self._settings.stage}"
 
+    @staticmethod
+    def _once(minutes: int) -> Duration:
+        """A period that something which runs every so many minutes runs in."""
+        return Duration.minutes(max(minutes, PERIOD.to_minutes()))
+
+    def _failed(self, fault: str, period: Duration = HOUR) -> cloudwatch.Metric:
+        """Requests that failed by somebody's fault; record_failure counts them, batch or not."""
+        return cloudwatch.Metric(
+            namespace=ours.NAMESPACE,
+            metric_name=ours.FAILED_REQUESTS,
+            dimensions_map={ours.STAGE: self._settings.stage, ours.FAULT: fault},
+            statistic="Sum",
+            period=period,
+            label=fault,
+        )
+
     def _own(
-        self, name: str, *, statistic: str = "Maximum", dimensions: bool = True
+        self,
+        name: str,
+        *,
+        statistic: str = "Maximum",
+        dimensions: bool = True,
+        period: Duration = PERIOD,
     ) -> cloudwatch.Metric:
         return cloudwatch.Metric(
             namespace=ours.NAMESPACE,
             metric_name=name if dimensions else self._of_stage(name),
             dimensions_map={ours.STAGE: self._settings.stage} if dimensions else None,
             statistic=statistic if dimensions else "Sum",
-            period=PERIOD,
+            period=period,
         )
 
-    def _endpoint(self, name: str, statistic: str) -> cloudwatch.Metric:
+    def _endpoint(
+        self, name: str, statistic: str, namespace: str = _OF_ENDPOINTS
+    ) -> cloudwatch.Metric:
         return cloudwatch.Metric(
-            namespace="AWS/SageMaker",
+            namespace=namespace,
             metric_name=name,
             dimensions_map={"EndpointName": self._watched.endpoint.name, "VariantName": VARIANT},
             statistic=statistic,
@@ -350,6 +433,7 @@ class Observability(Construct):
                     machine.metric_failed(period=PERIOD),
                     machine.metric_timed_out(period=PERIOD),
                     machine.metric_aborted(period=PERIOD),
+                    machine.metric_throttled(period=PERIOD),
                     right=[machine.metric_time(statistic="p95", period=PERIOD)],
                 )
                 for name, machine in watched.machines.items()
@@ -357,13 +441,23 @@ class Observability(Construct):
             _graph("CreateTrainingJob refused", self._own(REFUSED, dimensions=False)),
         )
         board.add_widgets(
-            cloudwatch.LogQueryWidget(
-                title="p95 of each state in seconds",
-                log_group_names=[group.log_group_name for group in watched.machine_logs.values()],
-                query_lines=list(STATES_P95),
-                view=cloudwatch.LogQueryVisualizationType.TABLE,
-                width=12,
-                height=8,
+            _graph(
+                "Failed requests, by whose fault",
+                *(self._failed(fault, PERIOD) for fault in ("caller", *_OPERATORS_FAULTS)),
+            ),
+            self._spend(),
+        )
+        board.add_widgets(
+            *(
+                cloudwatch.LogQueryWidget(
+                    title=f"{name}: p95 of {FIRST_TO_LAST}, in seconds",
+                    log_group_names=[group.log_group_name],
+                    query_lines=_lines(*first_to_last(ONE_PER_EXECUTION[name])),
+                    view=cloudwatch.LogQueryVisualizationType.TABLE,
+                    width=8,
+                    height=8,
+                )
+                for name, group in watched.machine_logs.items()
             ),
             _graph(
                 "Functions, p95",
@@ -372,8 +466,14 @@ class Observability(Construct):
                     for name, function in watched.functions.items()
                 ),
                 right=[
-                    function.metric_errors(period=PERIOD, label=f"{name} errors")
-                    for name, function in watched.functions.items()
+                    *(
+                        function.metric_errors(period=PERIOD, label=f"{name} errors")
+                        for name, function in watched.functions.items()
+                    ),
+                    *(
+                        function.metric_throttles(period=PERIOD, label=f"{name} throttles")
+                        for name, function in watched.functions.items()
+                    ),
                 ],
             ),
         )
@@ -387,7 +487,7 @@ class Observability(Construct):
             ),
             _graph(
                 "Models in memory",
-                self._endpoint("LoadedModelCount", "Average"),
+                self._endpoint("LoadedModelCount", "Average", _OF_INSTANCES),
                 right=[
                     self._endpoint("ModelCacheHit", "Average"),
                     self._endpoint("ModelLoadingWaitTime", "p95"),
@@ -404,6 +504,61 @@ class Observability(Construct):
         board.add_widgets(
             cloudwatch.AlarmStatusWidget(title="Alarms", alarms=self.alarms, width=24, height=3)
         )
+
+    def _spend(self) -> cloudwatch.GraphWidget:
+        """What today's launches can have cost: the bill is lower, but it comes a day later.
+
+        Of the queue alone: what an app starts by itself or by an event passes no gate.
+        """
+        settings = self._settings
+        launch = prices.launch_at_most(settings)
+        at_most = cloudwatch.MathExpression(
+            expression=f"launches * {launch}",
+            using_metrics={
+                "launches": self._own(
+                    ours.LAUNCHES_TODAY, period=self._once(settings.dispatch_minutes)
+                )
+            },
+            period=self._once(settings.dispatch_minutes),
+            label=f"today's launches of the queue x {launch} at most",
+        )
+        return cloudwatch.GraphWidget(
+            title=f"Training today at most, {prices.CURRENCY} (prices of {prices.AS_OF})",
+            left=[at_most],
+            left_annotations=[
+                cloudwatch.HorizontalAnnotation(
+                    value=prices.day_at_most(settings),
+                    label="all machines of LIMNER_MAX_INSTANCES, day and night",
+                )
+            ],
+            width=12,
+        )
+
+    def _save_query(self, name: str, group: logs.ILogGroup) -> None:
+        only, statistics, order = first_to_last(ONE_PER_EXECUTION[name])
+        logs.QueryDefinition(
+            self,
+            f"StatesQuery{name.title().replace('_', '')}",
+            query_definition_name=f"{self._settings.stack_name}/{name}, p95 of {FIRST_TO_LAST}",
+            query_string=logs.QueryString(
+                filter_statements=[only], stats_statements=list(statistics), sort=order
+            ),
+            log_groups=[group],
+        )
+
+
+def _lines(only: str, statistics: Sequence[str], order: str) -> list[str]:
+    return [f"filter {only}", *(f"stats {part}" for part in statistics), f"sort {order}"]
+
+
+def _sum(period: Duration, *metrics: cloudwatch.IMetric) -> cloudwatch.MathExpression:
+    """The sum of metrics that are silent while nothing happens: silence is 0, not unknown."""
+    named = {f"m{number}": metric for number, metric in enumerate(metrics)}
+    return cloudwatch.MathExpression(
+        expression=" + ".join(f"FILL({name}, 0)" for name in named),
+        using_metrics=named,
+        period=period,
+    )
 
 
 def _graph(

@@ -72,7 +72,7 @@ class OnboardingWorkflow(Construct):
         self.training = Training(
             self,
             "Training",
-            platform=platform or Platform(self, "Platform", settings),
+            platform=platform or Platform(self, "Platform", settings, [training_image.image]),
             doors=doors,
         )
         self.dead_letters = sqs.Queue(
@@ -125,13 +125,7 @@ class OnboardingWorkflow(Construct):
                     "onboard": workflow.onboard.log,
                     "onboard_batch": workflow.batch.log,
                 },
-                functions={
-                    "register": triggers.register,
-                    "dispatch": triggers.dispatch,
-                    "reconcile": triggers.reconcile,
-                    "record_failure": workflow.record_failure,
-                    "smoke_test": workflow.smoke_test,
-                },
+                functions=functions.made,
                 stream_reader=triggers.dispatch,
                 dead_letters=self.dead_letters,
                 endpoint=endpoint,

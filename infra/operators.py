@@ -50,8 +50,8 @@ class Operators(Construct):
             )
             if settings.alarm_email:
                 self.topic.add_subscription(subscriptions.EmailSubscription(settings.alarm_email))
-        if settings.monthly_budget_usd:
-            self._budget(settings.monthly_budget_usd, settings.alarm_email)
+        if settings.budget_usd:
+            self._budget(settings.budget_usd, settings.alarm_email)
 
     def _budget(self, usd: int, mail: str) -> None:
         budget = budgets.CfnBudget

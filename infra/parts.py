@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from aws_cdk import Aws
 from aws_cdk import aws_dynamodb as dynamodb
 from aws_cdk import aws_s3 as s3
+from aws_cdk import aws_sagemaker as sagemaker
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,29 @@ class Store:
 class EndpointRef:
     """The multi-model endpoint that everyone's models are served by.
 
+    The ARN is not made of the name: SageMaker writes names into its ARNs in lower case, IAM
+    compares resources letter by letter, and the names that CloudFormation makes up have capitals.
+
     Attributes:
-        name: Its name.
+        name: Its name, as calls and metrics name it.
+        arn: Its ARN; the right to invoke ends there.
     """
 
     name: str
+    arn: str
 
-    @property
-    def arn(self) -> str:
-        """Its ARN; the right to invoke ends there."""
-        return f"arn:{Aws.PARTITION}:sagemaker:{Aws.REGION}:{Aws.ACCOUNT_ID}:endpoint/{self.name}"
+    @classmethod
+    def of(cls, endpoint: sagemaker.CfnEndpoint) -> EndpointRef:
+        """An endpoint of this app; CloudFormation knows its ARN."""
+        return cls(endpoint.attr_endpoint_name, endpoint.ref)
+
+    @classmethod
+    def named(cls, name: str) -> EndpointRef:
+        """An endpoint of this account and region that was made elsewhere.
+
+        Args:
+            name: Its name as text. A reference to a resource has no letters yet that could be
+                lowered: give the ARN of such an endpoint to the constructor.
+        """
+        here = f"{Aws.PARTITION}:sagemaker:{Aws.REGION}:{Aws.ACCOUNT_ID}"
+        return cls(name, f"arn:{here}:endpoint/{name.lower()}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from aws_cdk import Aws
 from aws_cdk import aws_iam as iam
 from constructs import Construct
 
-from infra import findings
+from infra import findings, images
 from infra.settings import StageSettings
 
 
@@ -14,13 +16,23 @@ class Platform(Construct):
     """The part of SageMaker's execution roles that is not about our data, as one policy.
 
     From "SageMaker AI roles" in the SageMaker developer guide, narrowed to SageMaker's log groups,
-    our repositories and SageMaker's own metrics.
+    the repositories of our images and SageMaker's own metrics.
 
     Attributes:
         policy: The policy.
     """
 
-    def __init__(self, scope: Construct, construct_id: str, settings: StageSettings) -> None:
+    def __init__(
+        self, scope: Construct, construct_id: str, settings: StageSettings, pulled: Iterable[str]
+    ) -> None:
+        """Makes the policy.
+
+        Args:
+            scope: The construct that owns it.
+            construct_id: Its id there.
+            settings: The stage.
+            pulled: The images that the machines run.
+        """
         super().__init__(scope, construct_id)
         here = f"{Aws.REGION}:{Aws.ACCOUNT_ID}"
         self.policy = iam.ManagedPolicy(
@@ -59,10 +71,7 @@ class Platform(Construct):
                         "ecr:BatchGetImage",
                         "ecr:GetDownloadUrlForLayer",
                     ],
-                    resources=[
-                        f"arn:{Aws.PARTITION}:ecr:{here}:repository/{name}"
-                        for name in settings.image_repositories
-                    ],
+                    resources=images.repositories(pulled, settings.image_repositories),
                 ),
             ],
         )

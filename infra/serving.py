@@ -50,7 +50,7 @@ class PersonalModelEndpoint(Construct):
             platform: The rights of SageMaker's machines, if the stack has them already.
         """
         super().__init__(scope, construct_id)
-        platform = platform or Platform(self, "Platform", settings)
+        platform = platform or Platform(self, "Platform", settings, [image])
         doors = Doors(self, bucket)
         role = iam.Role(
             self,
@@ -95,7 +95,7 @@ class PersonalModelEndpoint(Construct):
             # An update must not take back the machines that autoscaling has added.
             retain_all_variant_properties=True,
         )
-        self.endpoint = EndpointRef(endpoint.attr_endpoint_name)
+        self.endpoint = EndpointRef.of(endpoint)
         if settings.endpoint_max_instances > settings.endpoint_instances:
             self._scale(settings)
 

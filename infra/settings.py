@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from infra import images, prices
 from limner.contracts import keys
 from limner.contracts.base import TINY_BASE_ID
 from workflows import retries
@@ -47,10 +48,11 @@ class StageSettings(BaseSettings):
         kms: Whether a key of our own, rotated each year, encrypts bucket, tables, topics, queues
             and logs; else AWS's keys do. Never on the laptop.
         base_id: The frozen base under all adapters.
-        training_image: The training program's image; a stack parameter without default if empty.
+        training_image: The training program's image in ECR, whosever registry that is; the right
+            to pull ends at its repository. A stack parameter without default if empty.
         inference_image: The endpoint's image, likewise.
-        image_repositories: The ECR repositories of the two images, by exact name; where the right
-            to pull ends.
+        image_repositories: Where images lie that are told only at deployment: ECR repositories of
+            this account and region, by exact name.
         training_instance_types: The machines that a training job may run on, one entry a try: a
             job that AWS has no machine for is tried again on the next one.
         training_volume_gb: Size of the volume of a training machine.
@@ -99,7 +101,8 @@ class StageSettings(BaseSettings):
             an alarm rings.
         alarm_launch_share: Share of ``daily_launches`` from which an alarm rings.
         monthly_budget_usd: Monthly cost of SageMaker in this account from which AWS Budgets sends
-            a mail to ``alarm_email``; 0 for no budget.
+            a mail to ``alarm_email``. Absent: what the endpoint at its smallest and a tenth of the
+            training machines cost (``infra.prices``), if there is a mail address. 0 for no budget.
     """
 
     model_config = SettingsConfigDict(env_prefix="LIMNER_", frozen=True, extra="ignore")
@@ -156,10 +159,28 @@ class StageSettings(BaseSettings):
     alarm_onboard_minutes: int = Field(default=90, ge=1)
     alarm_cache_hit_ratio: float = Field(default=0.5, gt=0, le=1)
     alarm_launch_share: float = Field(default=0.8, gt=0, le=1)
-    monthly_budget_usd: int = Field(default=0, ge=0)
+    monthly_budget_usd: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _refuse_what_costs_nobody_knows_what(self) -> StageSettings:
+        machines = (*self.training_instance_types, self.endpoint_instance_type)
+        if missing := prices.unknown(machines):
+            raise ValueError(
+                f"{', '.join(missing)} has no price: write what AWS's price page says for your"
+                " region to instance_hour in limner/prices.json, and the day to as_of"
+            )
+        return self
 
     @model_validator(mode="after")
     def _refuse_what_aws_would_refuse(self) -> StageSettings:
+        for name in ("training_image", "inference_image"):
+            image: str = getattr(self, name)
+            if image and not self.is_local and not images.is_in_ecr(image):
+                raise ValueError(
+                    f"SageMaker pulls from ECR alone, and {image} is not there: push it (make"
+                    f" images, docs/deploy.md) and set LIMNER_{name.upper()} to"
+                    " ACCOUNT.dkr.ecr.REGION.amazonaws.com/NAME:TAG"
+                )
         if self.spot and self.warm_pool_s:
             raise ValueError(
                 "SageMaker keeps no warm pool of spot machines: set LIMNER_WARM_POOL_S=0 to train"
@@ -197,6 +218,13 @@ class StageSettings(BaseSettings):
     def is_local(self) -> bool:
         """Whether this is the laptop: no assets, and nothing that needs a bootstrap."""
         return self.stage == LOCAL
+
+    @property
+    def budget_usd(self) -> int:
+        """The month's budget in dollars; 0 for none: without a mail address nobody would hear."""
+        if self.monthly_budget_usd is not None:
+            return self.monthly_budget_usd
+        return prices.budget(self) if self.alarm_email else 0
 
     @property
     def has_key(self) -> bool:

@@ -48,7 +48,8 @@ class LimnerStack(Stack):
 
         key = Encryption(self, "Encryption").key if settings.has_key else None
         data = Data(self, "Data", settings, key)
-        platform = Platform(self, "Platform", settings)
+        images = (settings.training_image, settings.inference_image)
+        platform = Platform(self, "Platform", settings, images)
         serving = PersonalModelEndpoint(
             self,
             "Serving",
@@ -95,6 +96,7 @@ class LimnerStack(Stack):
             "OnboardMachineArn": workflow.onboard.machine.state_machine_arn,
             "OnboardBatchMachineArn": workflow.batch.machine.state_machine_arn,
             "EndpointName": serving.endpoint.name,
+            "EndpointArn": serving.endpoint.arn,
             "TopicArn": workflow.topic.topic_arn,
             "BaseId": base_id,
             "BusName": triggers.bus.event_bus_name,

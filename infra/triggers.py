@@ -30,13 +30,13 @@ from constructs import Construct
 
 from infra import findings, rights
 from infra.access import Objects
-from infra.data import OPEN, QUEUE
+from infra.data import BY_USER, OPEN, QUEUE
 from infra.functions import EVENT_AGE_S, Functions
 from infra.parts import Store
 from infra.settings import StageSettings
 from infra.training import JOB_NAME_PREFIX
 from limner.contracts import keys
-from limner.contracts.onboarding import REQUESTED_EVENT
+from limner.contracts.onboarding import REQUESTED_EVENT, OnboardingInput
 
 SOURCE: Final = "limner"
 # Every end, and those that an execution cannot tell of by itself.
@@ -45,6 +45,8 @@ DIED: Final = ("ABORTED", "FAILED", "TIMED_OUT")
 
 # Of deliveries, which fail when a service is out of order.
 DELIVERY_RETRIES: Final = 20
+# What the machine reads of its input.
+_READ_FIELDS: Final = tuple(sorted(set(OnboardingInput.model_fields) - {"schema_version"}))
 
 # The stream: few records at once, since one poisoned record holds up its shard until it has been
 # bisected out and given up.
@@ -122,6 +124,7 @@ class Triggers(Construct):
             },
             statements=[
                 rights.records(self._store.requests, "GetItem", "UpdateItem"),
+                rights.query(self._store.requests, BY_USER),
                 iam.PolicyStatement(
                     actions=["events:PutEvents"], resources=[self.bus.event_bus_arn]
                 ),
@@ -270,7 +273,12 @@ class Triggers(Construct):
             "Requested",
             description="An app asks for an onboarding.",
             event_bus=self.bus,
-            event_pattern=events.EventPattern(source=[SOURCE], detail_type=[REQUESTED_EVENT]),
+            # An input that lacks a field would die at the state that reads it.
+            event_pattern=events.EventPattern(
+                source=[SOURCE],
+                detail_type=[REQUESTED_EVENT],
+                detail={name: events.Match.exists() for name in _READ_FIELDS},
+            ),
             targets=[
                 targets.SfnStateMachine(
                     driven.machine,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
@@ -21,6 +22,12 @@ from limner.contracts import keys
 from workflows import onboard, onboard_batch, retries
 from workflows.jobs import JobSettings
 from workflows.tasks import TrainingJobs
+
+# A function ends before its task gives up on it; else its repetition would run beside it.
+_SOONER_S: Final = 30
+# It hashes what a batch has trained, some GB. Lambda gives a whole processor from here on
+# (developer guide, "Configure Lambda function memory").
+_HASHING_MB: Final = 1_769
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ class Workflow(Construct):
             "SmokeTest",
             "smoke_test",
             "Makes the first inference on a new model.",
-            timeout_s=90,
+            timeout_s=_timeout_s("SmokeTest"),
             environment={"ENDPOINT_NAME": endpoint.name, "BASE_ID": base_id},
             statements=[
                 iam.PolicyStatement(actions=["sagemaker:InvokeEndpoint"], resources=[endpoint.arn])
@@ -151,8 +158,9 @@ class Workflow(Construct):
             "RecordFailure",
             "record_failure",
             "Ends a request whose execution has failed, and frees its model.",
-            timeout_s=30,
+            timeout_s=_timeout_s("RecordFailure"),
             environment={
+                "STAGE": self._settings.stage,
                 "MODELS_TABLE": store.models.table_name,
                 "REQUESTS_TABLE": store.requests.table_name,
                 "TOPIC_ARN": self.topic.topic_arn,
@@ -171,14 +179,16 @@ class Workflow(Construct):
             "PackTasks",
             "pack_tasks",
             "Writes what a batch job is to do, and shares it out among its machines.",
-            timeout_s=120,
+            timeout_s=_timeout_s("PackTasks"),
             environment={
                 "BUCKET": self._store.bucket.bucket_name,
                 "BATCH_INSTANCES": str(self._settings.batch_instances),
                 "BATCH_TARGET_S": str(self._settings.batch_target_s),
                 **_pace(self._settings),
             },
-            objects=Objects(reads=(keys.UPLOADS, keys.CONFIGS), writes=(keys.BATCHES,)),
+            objects=Objects(
+                reads=(keys.UPLOADS, keys.CONFIGS, keys.BATCHES), writes=(keys.BATCHES,)
+            ),
         )
 
     def _collect_results(self) -> lambda_.Function:
@@ -187,8 +197,13 @@ class Workflow(Construct):
             "CollectResults",
             "collect_results",
             "Reads what came of each task of a batch job.",
-            timeout_s=120,
-            environment={"BUCKET": self._store.bucket.bucket_name},
+            timeout_s=_timeout_s("CollectResults"),
+            memory_mb=_HASHING_MB,
+            environment={
+                "BUCKET": self._store.bucket.bucket_name,
+                "REQUESTS_TABLE": self._store.requests.table_name,
+            },
+            statements=[rights.records(self._store.requests, "GetItem")],
             objects=Objects(reads=(keys.BATCHES,)),
         )
 
@@ -198,10 +213,15 @@ class Workflow(Construct):
             "RecordProgress",
             "record_progress",
             "Writes the status of all requests of a batch.",
-            timeout_s=30,
+            timeout_s=_timeout_s("RecordBatchAttempt"),
             environment={"REQUESTS_TABLE": self._store.requests.table_name},
             statements=[rights.records(self._store.requests, "UpdateItem")],
         )
+
+
+def _timeout_s(state: str) -> int:
+    """Seconds of the function that a state calls, from the one table."""
+    return retries.ONBOARD_BATCH[state].timeout_s - _SOONER_S
 
 
 def _job_settings(settings: StageSettings) -> JobSettings:

@@ -22,9 +22,9 @@ from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.exceptions import ClientError
 from pydantic import BaseModel, ConfigDict
 
-from limner.contracts import keys
+from limner.contracts import keys, writes
 from limner.contracts.errors import REGISTRY, LimnerError
-from limner.contracts.limits import RECORD_DAYS
+from limner.contracts.limits import COUNTED_REQUESTS, RECORD_DAYS
 from limner.contracts.statuses import ALLOWED_FROM, RequestStatus, VersionStatus
 from limner.contracts.times import utc_now
 
@@ -313,13 +313,9 @@ class Registry:
         """
         return self._update(
             request.request_id,
-            "SET #status = :queued, updated_at = :now",
-            "#status = :registered",
-            {
-                ":queued": {"S": RequestStatus.QUEUED},
-                ":registered": {"S": RequestStatus.REGISTERED},
-                ":now": {"S": utc_now()},
-            },
+            writes.COMPLETE,
+            writes.MAY_COMPLETE,
+            _texts(writes.complete(utc_now())),
         )
 
     def enqueue(self, request: Request) -> Request:
@@ -330,13 +326,9 @@ class Registry:
         """
         return self._update(
             request.request_id,
-            "SET #queue = :shard, queued_at = :now, updated_at = :now",
-            "#status = :queued AND attribute_not_exists(#owner) AND attribute_not_exists(#queue)",
-            {
-                ":queued": {"S": RequestStatus.QUEUED},
-                ":shard": {"S": keys.shard_of(request.user_id)},
-                ":now": {"S": utc_now()},
-            },
+            writes.INTO_QUEUE,
+            writes.MAY_QUEUE,
+            _texts(writes.into_queue(request.user_id, utc_now())),
         )
 
     def ask_to_cancel(self, request_id: str) -> Request:
@@ -394,6 +386,20 @@ class Registry:
         )
         return (Request.from_item(item) for page in pages for item in page["Items"])
 
+    def count_open(self, user_id: str) -> int:
+        """How many of a user's last ``COUNTED_REQUESTS`` have not ended; a moment late."""
+        answer = self._dynamodb.query(
+            TableName=self._requests,
+            IndexName=BY_USER,
+            KeyConditionExpression="user_id = :user",
+            FilterExpression="attribute_exists(#open)",
+            ExpressionAttributeNames={"#open": OPEN},
+            ExpressionAttributeValues={":user": {"S": keys.check_user_id(user_id)}},
+            ScanIndexForward=False,
+            Limit=COUNTED_REQUESTS,
+        )
+        return len(answer["Items"])
+
     def model(self, user_id: str, model_id: str) -> Model | None:
         """A model's own row, strongly consistent; None before its first version is reserved."""
         item = self._model_row(user_id, keys.check_model_id(model_id))
@@ -445,6 +451,10 @@ class Registry:
         key = {"user_id": {"S": keys.check_user_id(user_id)}, "model_row": {"S": row}}
         answer = self._dynamodb.get_item(TableName=self._models, Key=key, ConsistentRead=True)
         return answer.get("Item")
+
+
+def _texts(values: Mapping[str, str]) -> dict[str, Any]:
+    return {name: {"S": value} for name, value in values.items()}
 
 
 def _may_become(status: RequestStatus) -> tuple[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from aws_cdk import aws_stepfunctions as sfn
 
@@ -20,9 +21,14 @@ from limner.contracts import keys
 from limner.contracts.errors import REGISTRY
 from limner.contracts.statuses import RequestStatus
 from workflows import retries
-from workflows.rows import ME, MODEL_KEY, NOW, REQUEST_KEY, fill
+from workflows.rows import ME, MODEL_KEY, NOT_CANCELLED, NOW, REQUEST_KEY, fill
 from workflows.tasks import StepFactory, Value, Write, literal, number, text, truth
 from workflows.uses import Uses
+
+# An input is what somebody has sent; the row is what was asked for. One that speaks of another
+# user's model than the row must not train, nor end, anything.
+_AS_TOLD: Final = "#user_id = :user AND #model_id = :model"
+_TOLD: Final = {":user": text("$.user_id"), ":model": text("$.model_id")}
 
 
 @dataclass(frozen=True)
@@ -94,10 +100,11 @@ def claim(
                 " #version = :version, #updated_at = :now REMOVE #open, #queue, #lease_until"
             ),
             condition=(
-                "(#status = :queued AND attribute_not_exists(#owner))"
-                " OR (#status = :ready AND #owner = :me)"
+                f"{_AS_TOLD} AND ((#status = :queued AND attribute_not_exists(#owner))"
+                " OR (#status = :ready AND #owner = :me))"
             ),
             values={
+                **_TOLD,
                 ":queued": literal(RequestStatus.QUEUED),
                 ":ready": literal(RequestStatus.READY),
                 ":true": truth(True),
@@ -119,12 +126,15 @@ def claim(
                 "SET #status = :training, #owner = :me, #attempt = :attempt, #updated_at = :now"
                 " REMOVE #queue, #lease_until"
             ),
-            # The second half recognises our own write when its reply was lost.
+            # The last line recognises our own write when its reply was lost.
             condition=(
-                "(#status IN (:queued, :waiting) AND attribute_not_exists(#owner))"
-                " OR (#status = :training AND #owner = :me)"
+                f"{_AS_TOLD} AND ((#status IN (:queued, :waiting) AND attribute_not_exists(#owner)"
+                f" AND {NOT_CANCELLED})"
+                " OR (#status = :training AND #owner = :me))"
             ),
             values={
+                **_TOLD,
+                ":false": truth(False),
                 ":queued": literal(RequestStatus.QUEUED),
                 ":waiting": literal(RequestStatus.WAITING_FOR_CAPACITY),
                 ":training": literal(RequestStatus.TRAINING),

@@ -20,6 +20,9 @@ Call = Literal["sync", "sdk"]
 # ResourceConfig; developer guide, "SageMaker AI managed warm pools").
 LONGEST_KEEP_ALIVE_S: Final = 21_600
 CHECKPOINTS: Final = "/opt/ml/checkpoints"
+# Whose job it is, in its environment: what the program is told, and what adoption compares.
+REQUEST_MARK: Final = "LIMNER_REQUEST_ID"
+BATCH_MARK: Final = "LIMNER_BATCH_ID"
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,9 @@ class JobSettings:
         keep_alive_s: Seconds that a machine is kept warm for the next job after a job
             (KeepAlivePeriodInSeconds); 0 for no warm pool. A pool matches by role, number and type
             of machines, volume, network and isolation, which are the same for all jobs here.
-        spot: Whether jobs run on spot machines (EnableManagedSpotTraining). They go on from their
-            checkpoints after an interruption.
+        spot: Whether jobs run on spot machines (EnableManagedSpotTraining). An interrupted job
+            starts again: a batch keeps the tasks that it has finished, and the task at work begins
+            anew, since the program writes no checkpoints inside of a task yet.
         max_wait_s: Seconds that a spot job may take, its waits included (MaxWaitTimeInSeconds);
             without effect for jobs on demand.
         volume_gb: Size of each machine's volume.

@@ -16,7 +16,7 @@
                             │
     RecordModel ─> PublishArtifact ─> SmokeTest ─> ActivateModel ─> NotifyReady      publish.py
                                                                         │
-                                                                    Onboarded
+                                                     RecordReadyAnnouncement ─> Onboarded
 
     any failure ─> RecordFailure ─> NotifyFailure ─> RecordAnnouncement ─> Failed    failure.py
 
@@ -81,7 +81,7 @@ def _job(uses: Uses) -> jobs.Job:
         instances={"InstanceCount": 1},
         runtime={"MaxRuntimeInSeconds": retries.TRAINING_RUNTIME_S},
         environment={
-            "LIMNER_REQUEST_ID.$": "$.request_id",
+            f"{jobs.REQUEST_MARK}.$": "$.request_id",
             "LIMNER_MODEL_ID.$": "$.model_id",
         },
     )
@@ -112,7 +112,7 @@ class Onboard(Construct):
         ready_unannounced = sfn.Fail(
             self,
             "ReadyUnannounced",
-            comment="The model serves, but nobody was told.",
+            comment="The model serves, and nobody was told: left to reconcile.",
             error="AWS_ERROR",
             cause="The model is live; its notification could not be sent.",
         )
@@ -193,6 +193,7 @@ class Onboard(Construct):
             Training(
                 template=keys.JOB_NAME_TEMPLATE,
                 name="$.request_id",
+                mark=jobs.REQUEST_MARK,
                 record_attempt=record_attempt,
                 fine_tune=fine_tune,
                 record_waiting=record_waiting,
@@ -205,7 +206,7 @@ class Onboard(Construct):
             step, uses, plan=_plan(uses), already_ready=already_ready, failed=record_failure
         )
         claimed.plan_training.next(record_attempt)
-        ends = (request_not_claimed, ready_unannounced, failure_not_recorded, failed)
+        ends = (request_not_claimed, ready_unannounced, failure_not_recorded, failed, onboarded)
         step.connect_catchers({**caught, **{state.state_id: state for state in ends}})
 
         self.start: sfn.IChainable = claimed.start

@@ -23,10 +23,13 @@
                                                                  │
                                                  IsAllSettled ───┴─> BatchDone | BatchUnsettled
 
+    CollectResults fails for ever ─> ResultsNotCollected
+
 What happens to one request happens to it alone: an item of a Map ends in a Pass state, never in a
 Fail state, which would end all others. Results are collected after a failed job, too: what a job
-has finished before its end is finished. Whatever could not be settled makes the execution fail;
-``reconcile`` hears of that and settles it.
+has finished before its end is finished, and whoever trains a request again looks first for what
+earlier jobs have left of it (``PackTasks``). Whatever could not be settled makes the execution
+fail; ``reconcile`` hears of that and settles it.
 
 Between the Maps an item is ``{request_id, user_id, model_id, attempt, outcome, version, source,
 error}``: the same fields whatever came of it, because a JSONPath that selects nothing ends an
@@ -48,8 +51,8 @@ from workflows import jobs, retries
 from workflows.claim import claim, plan_version
 from workflows.failure import failure
 from workflows.publish import publish
-from workflows.rows import ME, MODEL_KEY, NOW, REQUEST_KEY, fill
-from workflows.tasks import StepFactory, TaskState, Value, Write, literal, text
+from workflows.rows import ME, MODEL_KEY, NOT_CANCELLED, NOW, REQUEST_KEY, fill
+from workflows.tasks import StepFactory, TaskState, Value, Write, literal, text, truth
 from workflows.train import INCOMPLETE, Training, first_job, train
 from workflows.uses import BatchUses
 
@@ -93,7 +96,7 @@ def _job(uses: BatchUses) -> jobs.Job:
         checkpoints=batch(keys.BATCH_OUT_TEMPLATE),
         instances={"InstanceCount.$": "$.plan.instances"},
         runtime={"MaxRuntimeInSeconds.$": "$.plan.max_runtime_s"},
-        environment={"LIMNER_BATCH_ID.$": "$.batch_id"},
+        environment={f"{jobs.BATCH_MARK}.$": "$.batch_id"},
     )
 
 
@@ -132,21 +135,31 @@ class OnboardBatch(Construct):
         is_all_settled = sfn.Choice(
             self, "IsAllSettled", comment="Is every request recorded, and its app told?"
         )
-        something_is_left = sfn.Condition.boolean_equals("$.finished.unsettled", True)
+        something_is_left = sfn.Condition.or_(
+            sfn.Condition.boolean_equals("$.finished.unsettled", True),
+            sfn.Condition.boolean_equals("$.job.left_at_work", True),
+        )
         batch_done = sfn.Succeed(self, "BatchDone", comment="Each request says what came of it.")
         batch_unsettled = sfn.Fail(
             self,
             "BatchUnsettled",
             comment="Left to reconcile, which hears of this execution's end.",
             error="AWS_ERROR",
-            cause="The end of some requests could not be recorded or told.",
+            cause="The end of some requests could not be recorded or told, or a job not stopped.",
+        )
+        results_not_collected = sfn.Fail(
+            self,
+            "ResultsNotCollected",
+            comment="What the job has finished lies in the bucket: the next execution takes it.",
+            error="AWS_ERROR",
+            cause="Nobody could read what came of the job's tasks.",
         )
         claim_all.next(plan_batch).next(pack_tasks)
         finish_all.next(
             is_all_settled.when(something_is_left, batch_unsettled).otherwise(batch_done)
         )
         self._step.connect_catchers(
-            {**claim_ends, **finish_ends, **caught, "FinishAll": finish_all}
+            {**claim_ends, **finish_ends, **caught, "ResultsNotCollected": results_not_collected}
         )
 
         self.start: sfn.IChainable = claim_all
@@ -202,6 +215,8 @@ class OnboardBatch(Construct):
                 "job_name.$": "$.job.name",
                 "items.$": "$.items",
                 "longest_s": retries.BATCH_RUNTIME_S,
+                # Not from the state: what an input may leave out must not be a JSONPath.
+                "asked.$": "$$.Execution.Input",
             },
             result="$.packed",
         )
@@ -257,6 +272,7 @@ class OnboardBatch(Construct):
                 "job_name.$": "$.job.name",
                 "items.$": "$.items",
                 "failure.$": retries.FAILURE_PATH,
+                "asked.$": "$$.Execution.Input",
             },
             result="$.collected",
         )
@@ -276,6 +292,7 @@ class OnboardBatch(Construct):
             Training(
                 template=keys.BATCH_JOB_NAME_TEMPLATE,
                 name="$.batch_id",
+                mark=jobs.BATCH_MARK,
                 record_attempt=record_attempt,
                 fine_tune=fine_tune,
                 record_waiting=record_waiting,
@@ -353,7 +370,7 @@ class OnboardBatch(Construct):
             result_path="$.finished",
         )
         finish_all.item_processor(what_came_of_it)
-        ends = (unannounced, failed, not_recorded, not_ours, left)
+        ends = (unannounced, failed, not_recorded, not_ours, left, onboarded)
         return finish_all, {state.state_id: state for state in ends}
 
     def _record_progress(self, name: str, comment: str, status: RequestStatus) -> TaskState:
@@ -392,8 +409,11 @@ class OnboardBatch(Construct):
                         " #queue = if_not_exists(#shard, :first), #queued_at = :now,"
                         " #updated_at = :now REMOVE #owner, #lease_until"
                     ),
-                    condition="#owner = :me AND #status IN (:training, :waiting)",
+                    condition=(
+                        f"#owner = :me AND #status IN (:training, :waiting) AND {NOT_CANCELLED}"
+                    ),
                     values={
+                        ":false": truth(False),
                         ":queued": literal(RequestStatus.QUEUED),
                         ":training": literal(RequestStatus.TRAINING),
                         ":waiting": literal(RequestStatus.WAITING_FOR_CAPACITY),

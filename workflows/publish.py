@@ -2,7 +2,14 @@
 
 ::
 
-    RecordModel ─> PublishArtifact ─> SmokeTest ─> ActivateModel ─> NotifyReady ─> (onboarded)
+    RecordModel ─> PublishArtifact ─> SmokeTest ─> ActivateModel ─> NotifyReady
+                                                       │                │
+                                       READY, unannounced, open   RecordReadyAnnouncement
+                                                                        │
+                                                                   (onboarded)
+
+A READY request stays in the index of open requests, ``unannounced``, until the app was told: there
+``reconcile`` finds it whatever has become of its execution, and tells it. At least once, that is.
 """
 
 from __future__ import annotations
@@ -12,7 +19,7 @@ from aws_cdk import aws_stepfunctions as sfn
 from limner.contracts import keys
 from limner.contracts.onboarding import SCHEMA_VERSION, OnboardingReady
 from limner.contracts.statuses import RequestStatus, VersionStatus
-from workflows.rows import ME, MODEL_KEY, NOW, REQUEST_KEY, VERSION_KEY
+from workflows.rows import ME, MODEL_KEY, NOT_CANCELLED, NOW, REQUEST_KEY, VERSION_KEY
 from workflows.tasks import StepFactory, TaskState, Write, literal, number, text, truth
 from workflows.uses import Uses
 
@@ -66,12 +73,13 @@ def publish(
                 update="SET #status = :trained, #updated_at = :now",
                 # A request of a batch cannot be cancelled by stopping the batch: it ends here.
                 condition=(
-                    "#owner = :me AND #status IN (:training, :trained)"
-                    " AND (attribute_not_exists(#cancel_requested) OR #cancel_requested = :false)"
+                    "#owner = :me AND #status IN (:training, :waiting, :trained)"
+                    f" AND {NOT_CANCELLED}"
                 ),
                 values={
                     ":false": truth(False),
                     ":training": literal(RequestStatus.TRAINING),
+                    ":waiting": literal(RequestStatus.WAITING_FOR_CAPACITY),
                     ":trained": literal(RequestStatus.TRAINED),
                     ":me": ME,
                     ":now": NOW,
@@ -133,9 +141,12 @@ def publish(
             Write(
                 uses.requests,
                 REQUEST_KEY,
-                update="SET #status = :ready, #updated_at = :now REMOVE #open, #queue",
+                update=(
+                    "SET #status = :ready, #unannounced = :true, #updated_at = :now REMOVE #queue"
+                ),
                 condition="#owner = :me AND #status IN (:trained, :ready)",
                 values={
+                    ":true": truth(True),
                     ":trained": literal(RequestStatus.TRAINED),
                     ":ready": literal(RequestStatus.READY),
                     ":me": ME,
@@ -162,7 +173,18 @@ def publish(
             }
         ),
     )
+    announced = step.update_item(
+        "RecordReadyAnnouncement",
+        "The app was told: the request is done in every respect.",
+        Write(
+            uses.requests,
+            REQUEST_KEY,
+            update="REMOVE #unannounced, #open",
+            condition="#owner = :me AND #status = :ready AND #unannounced = :true",
+            values={":true": truth(True), ":ready": literal(RequestStatus.READY), ":me": ME},
+        ),
+    )
     record_model.next(publish_artifact).next(smoke_test).next(activate_model).next(
         notify_ready
-    ).next(onboarded)
+    ).next(announced).next(onboarded)
     return record_model

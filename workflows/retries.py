@@ -28,6 +28,8 @@ SMALL_CALL     1 s x 1.5, at most 20 s                      8         49 s
 PERSISTENT     2 s x 2.5, at most 150 s                     9         12 min 9 s
 LAMBDA         2 s x 1.5, at most 30 s                      8         94 s
 FUNCTION       2 s x 1.5, at most 30 s                      8         94 s
+COLLECT        2 s x 1.5, at most 300 s, without jitter     30        98 min
+NOTE           1 s x 1.5                                    2         3 s
 MODEL_LOADING  10 s x 1.5, at most 60 s, without jitter     11        8 min 11 s
 LOOK           5 s                                          1         5 s
 =============  ===========================================  ========  =========
@@ -73,7 +75,9 @@ MODEL_NOT_READY: Final = "ModelNotReadyError"
 NOT_OURS: Final = "NotOursError"
 
 FAILURE_PATH: Final = "$.failure"
-"""Where a Catch puts ``{"Error": …, "Cause": …}``, but for the one that ends ``RecordFailure``."""
+"""Where a Catch puts ``{"Error": …, "Cause": …}``, but for those behind a recorded ending."""
+UNRECORDED_PATH: Final = "$.unrecorded"
+"""Where those put theirs: the failure that was to be recorded stays; the rule reads it next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +166,11 @@ MODEL_LOADING: Final = Retrier(
 )
 # A function of ours that only reads, or whose every write is conditional.
 FUNCTION: Final = Retrier(ALL_ERRORS, 8, first_delay_s=2, longest_delay_s=30)
+# Of one state a batch, behind a job that was paid for: it outlasts an outage of more than an hour.
+# Nobody competes, so no jitter, which could halve that.
+COLLECT: Final = Retrier(ALL_ERRORS, 30, first_delay_s=2, longest_delay_s=300, jitter=False)
+# "The app was told": unnoted, it is told twice. No reason to wait, nor to spend events on.
+NOTE: Final = Retrier(ALL_ERRORS, 2, first_delay_s=1)
 # The loop around a look at a job is its patience.
 LOOK: Final = Retrier(ALL_ERRORS, 1, first_delay_s=5)
 
@@ -272,6 +281,11 @@ def _write(failed: str) -> TaskPolicy:
     return TaskPolicy(30, (_never(CONDITION_FAILED), SMALL_CALL), (Catcher(ALL_ERRORS, failed),))
 
 
+def _note(following: str) -> TaskPolicy:
+    catcher = Catcher(ALL_ERRORS, following, result_path=UNRECORDED_PATH)
+    return TaskPolicy(30, (_never(CONDITION_FAILED), NOTE), (catcher,))
+
+
 def _transaction(*catchers: Catcher) -> TaskPolicy:
     # A cancelled transaction may have met another one on the same item, which passes; or a
     # condition has failed, and will fail again: cheap attempts are the price of the difference.
@@ -310,7 +324,7 @@ def train(names: TrainNames, record: TaskPolicy) -> Policies:
             (Catcher((JOB_EXISTS,), "AwaitJob"), Catcher(ALL_ERRORS, "DidJobFail")),
         ),
         "AwaitJob": TaskPolicy(30, (LOOK,), (Catcher(ALL_ERRORS, "MayLookAgain"),)),
-        "StopJob": TaskPolicy(30, (SMALL_CALL,), (Catcher(ALL_ERRORS, "JobOverdue"),)),
+        "StopJob": TaskPolicy(30, (SMALL_CALL,), (Catcher(ALL_ERRORS, "JobLeftAtWork"),)),
         names.record_waiting: record,
     }
 
@@ -326,13 +340,14 @@ def publish(failed: str) -> Policies:
         "SmokeTest": TaskPolicy(120, (MODEL_LOADING, LAMBDA), (to_failure,)),
         "ActivateModel": _transaction(to_failure),
         "NotifyReady": TaskPolicy(30, (PERSISTENT,), (Catcher(ALL_ERRORS, "ReadyUnannounced"),)),
+        # Left in the index of open requests, it is taken out by reconcile, which tells it again.
+        "RecordReadyAnnouncement": _note("Onboarded"),
     }
 
 
 def failure(names: FailureNames) -> Policies:
     """The chain that ends a failed request. Whatever it cannot do, the rules do afterwards."""
-    # The failure that was to be recorded stays where it is: the rule reads it next.
-    unrecorded = "$.unrecorded"
+    unrecorded = UNRECORDED_PATH
     return {
         names.record: TaskPolicy(
             60,
@@ -349,12 +364,7 @@ def failure(names: FailureNames) -> Policies:
         names.notify: TaskPolicy(
             30, (PERSISTENT,), (Catcher(ALL_ERRORS, names.failed, result_path=unrecorded),)
         ),
-        # Unnoted means announced twice; that is no reason to wait.
-        names.announced: TaskPolicy(
-            30,
-            (_never(CONDITION_FAILED), SMALL_CALL),
-            (Catcher(ALL_ERRORS, names.failed, result_path=unrecorded),),
-        ),
+        names.announced: _note(names.failed),
     }
 
 
@@ -374,7 +384,11 @@ ONBOARD_BATCH: Final[Policies] = MappingProxyType(
         **failure(CLAIM_FAILURE),
         "PackTasks": _function(BATCH_TRAIN.failed, PACK_TASKS_S + 30),
         **train(BATCH_TRAIN, _function(BATCH_TRAIN.failed, RECORD_PROGRESS_S + 30)),
-        "CollectResults": _function("FinishAll", COLLECT_RESULTS_S + 30),
+        # Used up, the execution ends with its requests as they are: what a job has finished must
+        # not count as missing. The next execution of each looks for it (``pack_tasks``).
+        "CollectResults": TaskPolicy(
+            COLLECT_RESULTS_S + 30, (COLLECT,), (Catcher(ALL_ERRORS, "ResultsNotCollected"),)
+        ),
         **publish(ITEM_FAILURE.record),
         "Requeue": _transaction(Catcher(ALL_ERRORS, "LeftAsItWas")),
         **failure(ITEM_FAILURE),

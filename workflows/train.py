@@ -16,8 +16,9 @@
 3. No capacity: the call succeeds and the job fails; its name is used up.
 4. Training failed: the data's fault or ours. No other attempt mends it.
 
-A job that exists already is our own, made by a call whose reply was lost: it is adopted. The same
-loop waits for a job that was made through SageMaker's own API, which does not wait.
+A job that exists already is our own, made by a call whose reply was lost: it is adopted, if its
+environment says whose it is. The same loop waits for a job that was made through SageMaker's own
+API, which does not wait.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from workflows.uses import Uses
 
 _FIELDS = (
     *("attempt", "name", "instance_types", "instance_type", "index"),
-    *("tries_left", "waits_left", "looks_left"),
+    *("tries_left", "waits_left", "looks_left", "left_at_work"),
 )
 
 
@@ -59,6 +60,7 @@ def first_job(uses: Uses, template: str, name: str, *, quota_waits: int) -> dict
         "tries_left.$": f"States.MathAdd(States.ArrayLength({types}), -1)",
         "waits_left": quota_waits,
         "looks_left": retries.JOB_LOOKS,
+        "left_at_work": False,
     }
 
 
@@ -89,6 +91,7 @@ class Training:
     Attributes:
         template: Template of the job's name, of what it trains and the attempt.
         name: JSONPath to what it trains.
+        mark: Variable of the job's environment that holds the same: whose job it is.
         record_attempt: Notes the job's name before it is made.
         fine_tune: Makes the job.
         record_waiting: Notes that the work waits for a machine.
@@ -99,6 +102,7 @@ class Training:
 
     template: str
     name: str
+    mark: str
     record_attempt: TaskState
     fine_tune: TaskState
     record_waiting: TaskState
@@ -127,6 +131,20 @@ def train(step: StepFactory, uses: Uses, training: Training) -> Mapping[str, sfn
         sfn.Condition.string_equals(status, "Failed"),
         sfn.Condition.string_equals(status, "Stopped"),
     )
+    told_whose = f"$.report.job.Environment.{training.mark}"
+    job_is_ours = sfn.Condition.and_(
+        sfn.Condition.is_present(told_whose),
+        sfn.Condition.string_equals_json_path(told_whose, training.name),
+    )
+    job_not_ours = sfn.Pass(
+        scope,
+        "JobNotOurs",
+        comment="A job of this name works for somebody else: not to be adopted, nor stopped.",
+        result=sfn.Result.from_object(
+            {"Error": "JOB_NAME_TAKEN", "Cause": REGISTRY["JOB_NAME_TAKEN"].summary}
+        ),
+        result_path=retries.FAILURE_PATH,
+    )
     may_look_again = sfn.Choice(
         scope, "MayLookAgain", comment="Not for ever: a history has 25,000 events."
     )
@@ -148,6 +166,13 @@ def train(step: StepFactory, uses: Uses, training: Training) -> Mapping[str, sfn
         "Nobody will look at this job again: it must not go on at the user's expense.",
         uses.jobs,
         job_name="$.job.name",
+    )
+    job_left_at_work = sfn.Pass(
+        scope,
+        "JobLeftAtWork",
+        comment="It could not be stopped: the execution must not end well, so that reconcile does.",
+        result=sfn.Result.from_boolean(True),
+        result_path="$.job.left_at_work",
     )
     job_overdue = sfn.Pass(
         scope,
@@ -222,8 +247,10 @@ def train(step: StepFactory, uses: Uses, training: Training) -> Mapping[str, sfn
 
     training.record_attempt.next(training.fine_tune)
     training.fine_tune.next(await_job if uses.job.call == "sdk" else training.done)
+    job_left_at_work.next(job_overdue)
     await_job.next(
-        is_job_done.when(sfn.Condition.string_equals(status, "Completed"), training.done)
+        is_job_done.when(sfn.Condition.not_(job_is_ours), job_not_ours.next(failed))
+        .when(sfn.Condition.string_equals(status, "Completed"), training.done)
         .when(job_has_failed, adopted_job_failed.next(is_capacity_failure))
         .otherwise(
             may_look_again.when(
@@ -239,7 +266,7 @@ def train(step: StepFactory, uses: Uses, training: Training) -> Mapping[str, sfn
     is_capacity_failure.when(
         capacity_failure, next_attempt.next(training.record_waiting)
     ).otherwise(failed)
-    states = (did_job_fail, may_look_again, job_overdue)
+    states = (did_job_fail, may_look_again, job_left_at_work)
     return {state.state_id: state for state in states}
 
 

@@ -2,7 +2,8 @@
 
 ::
 
-    planned ──> trained (artifact and result agree) | failed (the task's own error) | missing
+    planned ──> trained (artifact and result agree) | missing
+            ──> failed (the task's own error, or nobody wants it any more)
 
 ``missing`` is whatever cannot be relied upon: no result, a result of another request, an artifact
 that is not there or has another hash. It carries the error that the request ends with when it
@@ -98,6 +99,12 @@ def trained(item: Item, source: str) -> dict[str, Any]:
 def failed(item: Item, result: Result) -> dict[str, Any]:
     """The item of a request whose task failed by itself."""
     return {**item, "outcome": FAILED, "error": failure(result.code, result.message)}
+
+
+def cancelled(item: Item) -> dict[str, Any]:
+    """The item of a request whose part was not done, and that its client has cancelled."""
+    stopped = REGISTRY["EXECUTION_STOPPED"]
+    return {**item, "outcome": FAILED, "error": failure(stopped.code, stopped.summary)}
 
 
 def missing(item: Item, error: Mapping[str, str]) -> dict[str, Any]:

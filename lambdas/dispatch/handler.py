@@ -61,17 +61,18 @@ def handle(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ANN4
     answer: dict[str, Any] = {
         "batchItemFailures": [{"itemIdentifier": number} for number in trigger.poison]
     }
+    if trigger.fresh:  # whoever makes the round
+        arrived = {metrics.QUEUED_REQUESTS: trigger.fresh}
+        metrics.emit(SETTINGS.stage, clock.now_ms(), arrived)
     turn = Turn(_REQUESTS, clock, context.aws_request_id)
     if not trigger.look or not turn.take():
         return answer
-    launched, left, fresh, is_ours = 0, 0, trigger.fresh, True
+    launched, left, is_ours = 0, 0, True
     try:
         while is_ours:
             tally = _round(clock, context.aws_request_id).run()
             launched, left = launched + tally.launched, len(tally.left)
-            figures = {**tally.figures(clock.now_ms()), metrics.QUEUED_REQUESTS: fresh}
-            fresh = 0
-            metrics.emit(SETTINGS.stage, clock.now_ms(), figures)
+            metrics.emit(SETTINGS.stage, clock.now_ms(), tally.figures(clock.now_ms()))
             log_event(LOG, "round", bad=tally.bad_rows, left=left, refusal=tally.refusal)
             # Out of time, or refused by AWS: the next trigger goes on.
             if tally.throttled or clock.remaining_ms() < SPARE_MS:

@@ -34,7 +34,7 @@ class Rules:
         limits: What the gate keeps.
         batch_from: So many users in the queue are worth a batch.
         batch_size: Requests of one batch.
-        batch_instances: Instances of a batch's job.
+        batch_instances: Instances of a batch's job at most.
         lease_s: How long a request belongs to the invocation that starts it.
     """
 
@@ -54,12 +54,14 @@ class Candidate:
         retrain: Whether to train a new version when the model is ready already.
         queued_at: When it entered the queue.
         lease_until: Until when somebody is starting it; empty if nobody is.
+        earlier_job: The batch's job that has left it undone; empty if none has.
     """
 
     run: Run
     retrain: bool
     queued_at: str
     lease_until: str = ""
+    earlier_job: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +72,26 @@ class Launch:
         name: Its name; the same requests and attempts give the same name.
         batch: Whether it is one of batches.
         candidates: Its requests, in the order of its input.
+        instances: Training instances that it may use.
     """
 
     name: str
     batch: bool
     candidates: tuple[Candidate, ...]
+    instances: int = 1
 
     @classmethod
-    def of(cls, candidates: Sequence[Candidate], *, batch: bool) -> Launch:
-        """The launch of one request, or of a batch."""
+    def of(cls, candidates: Sequence[Candidate], *, batch: bool, instances: int = 1) -> Launch:
+        """The launch of one request, or of a batch: no more instances than tasks."""
         names = [keys.execution_name(c.run.request_id, c.run.attempt) for c in candidates]
-        return cls(keys.batch_id(names) if batch else names[0], batch, tuple(candidates))
+        name = keys.batch_id(names) if batch else names[0]
+        return cls(name, batch, tuple(candidates), min(instances, len(candidates)))
 
-    def holder(self, rules: Rules, now_ms: int) -> Holder:
+    def holder(self, now_ms: int) -> Holder:
         """What the gate keeps of it."""
         return Holder(
             runs=tuple(candidate.run for candidate in self.candidates),
-            instances=rules.batch_instances if self.batch else 1,
+            instances=self.instances,
             until_s=now_ms // 1000 + HOLD_S,
             batch=self.batch,
             since_s=now_ms // 1000,
@@ -104,10 +109,14 @@ class Launch:
             )
             for candidate in self.candidates
         ]
+        earlier = [c.earlier_job for c in self.candidates if c.earlier_job]
         batch = {
             "schema_version": SCHEMA_VERSION,
             "batch_id": self.name,
             "attempt": 1,
+            "instances": self.instances,
+            # Whoever has one goes on alone.
+            "earlier_job": earlier[0] if earlier else "",
             "requests": told,
         }
         return json.dumps(batch if self.batch else told[0], separators=(",", ":"))
@@ -196,7 +205,14 @@ def read_candidate(item: Mapping[str, Any]) -> Candidate:
         keys.check_model_id(model_id),
     )
     _check_moment(queued_at)
-    return Candidate(run, retrain, queued_at, str(item.get("lease_until") or ""))
+    lease_until = str(item.get("lease_until") or "")
+    return Candidate(run, retrain, queued_at, lease_until, earlier_job(item, attempt))
+
+
+def earlier_job(item: Mapping[str, Any], attempt: int) -> str:
+    """The job of a batch that may have done a request that waits for another attempt."""
+    name = str(item.get("job_name") or "")
+    return name if attempt > 1 and keys.batch_of_job(name) else ""
 
 
 def _check_moment(written: str) -> None:
@@ -244,10 +260,15 @@ def next_launch(
         if candidate.run.attempt == 1:
             group.setdefault(candidate.run.user_id, candidate)
     # A request that one job has left undone may be what ended the job: it goes on alone, so that
-    # it cannot take others with it again.
+    # it cannot take others with it again. If that was a batch's job it goes on as a batch of one,
+    # since that machine looks first whether the job has finished it after all.
     if eligible[0].run.attempt == 1 and len(group) >= rules.batch_from:
-        return Launch.of(list(group.values())[: rules.batch_size], batch=True)
-    return Launch.of(eligible[:1], batch=False)
+        # What is free, not what a batch may use at most: a batch that waits for the last places
+        # would keep them empty, and everybody behind it waiting. The job asks for no more.
+        free = max(1, rules.limits.max_instances - gate.instances)
+        chosen = list(group.values())[: rules.batch_size]
+        return Launch.of(chosen, batch=True, instances=min(rules.batch_instances, free))
+    return Launch.of(eligible[:1], batch=bool(eligible[0].earlier_job))
 
 
 def _eligible(

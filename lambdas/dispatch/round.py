@@ -143,7 +143,7 @@ class Round:
         answer = admit(
             self._tally.gate,
             launch.name,
-            launch.holder(self._rules, now_ms),
+            launch.holder(now_ms),
             self._rules.limits,
             now_ms,
         )
@@ -155,8 +155,10 @@ class Round:
         Returns:
             Whether another try is worth it.
         """
-        if refusal.reason is Reason.USER:
-            return True  # others were faster; the gate as we know it now tells whom they took
+        gate, limits = self._tally.gate, self._rules.limits
+        room = refusal.reason is Reason.INSTANCES and gate.instances < limits.max_instances
+        if refusal.reason is Reason.USER or room:
+            return True  # others were faster; the gate as we know it now tells what they took
         wait_ms = refusal.wait_ms
         if refusal.reason is not Reason.RATE or self._clock.remaining_ms() <= wait_ms + SPARE_MS:
             return False
@@ -170,8 +172,10 @@ class Round:
         self._drop([c for c in wanted.candidates if c.run not in kept])
         if not leases:
             return None
-        launch = Launch.of([lease.candidate for lease in leases], batch=wanted.batch)
-        holder = launch.holder(self._rules, self._clock.now_ms())
+        launch = Launch.of(
+            [lease.candidate for lease in leases], batch=wanted.batch, instances=wanted.instances
+        )
+        holder = launch.holder(self._clock.now_ms())
         self._tally.gate, refusal = self._gate_row.enter(launch.name, holder, self._rules.limits)
         if refusal is not None:
             self._give_back(leases)
@@ -209,7 +213,7 @@ class Round:
         """Starts a stranded holder's execution: the same name and input, so it starts once."""
         candidates = [self._waiting.read(run) for run in holder.runs]
         known = [candidate for candidate in candidates if candidate is not None]
-        launch = Launch(name, holder.batch, tuple(known))
+        launch = Launch(name, holder.batch, tuple(known), holder.instances)
         if len(known) < len(candidates):
             # A request was erased: its batch cannot be told again what it was told.
             self._meet(launch)

@@ -74,10 +74,10 @@ class Turn:
         return bool(row.get("by") != self._me)
 
     def drop(self) -> None:
-        """Gives the turn back whatever others have asked for."""
+        """Gives the turn back before all was done; what others have asked for, the next does."""
         self._requests.update(
             KEY,
-            update="REMOVE #until, #by, #again",
+            update="REMOVE #until, #by",
             condition="#by = :me",
             values={":me": self._me},
         )

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lambdas.dispatch.gate import Run
-from lambdas.dispatch.logic import Candidate, read_candidate
+from lambdas.dispatch.logic import Candidate, earlier_job, read_candidate
 from lambdas.record_failure.logic import Failure
 from lambdas.shared.clock import Clock, iso
 from lambdas.shared.dynamo import Item, Plain, Table
@@ -119,6 +119,8 @@ class Waiting:
             ),
             condition=(
                 "#status = :queued AND attribute_exists(#queue) AND attribute_not_exists(#owner)"
+                # Reconcile ends it: here nobody could tell the app.
+                " AND (attribute_not_exists(#cancel_requested) OR #cancel_requested = :false)"
                 " AND (#attempt = :attempt OR attribute_not_exists(#attempt))"
                 " AND (attribute_not_exists(#lease_until) OR #lease_until <= :now"
                 " OR #lease_by = :me)"
@@ -126,6 +128,7 @@ class Waiting:
             values={
                 ":until": iso(until_ms),
                 ":me": self._me,
+                ":false": False,
                 ":zero": 0,
                 ":one": 1,
                 ":attempt": candidate.run.attempt,
@@ -151,7 +154,12 @@ class Waiting:
         item = self._requests.read({"request_id": run.request_id})
         if item is None or not isinstance(item.get("retrain", False), bool):
             return None
-        return Candidate(run, item.get("retrain", False), str(item.get("queued_at", "")))
+        return Candidate(
+            run,
+            item.get("retrain", False),
+            str(item.get("queued_at", "")),
+            earlier_job=earlier_job(item, run.attempt),
+        )
 
     def next_attempt(self, run: Run) -> bool:
         """Counts an attempt up whose execution is over without having touched the request.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import boto3
 from botocore.config import Config
 
+from lambdas.collect_results.shelf import Shelf, earlier_prefixes
 from lambdas.pack_tasks import logic
 from lambdas.shared.log import log_event, logger
 from lambdas.shared.objects import get_object
@@ -21,19 +23,22 @@ LOG = logger("pack_tasks")
 SETTINGS = PackTasksSettings.from_env()
 SIDE_BY_SIDE = 16
 _S3 = boto3.client("s3", config=Config(max_pool_connections=SIDE_BY_SIDE))
+SHELF = Shelf(_S3, SETTINGS.bucket, LOG)
 
 
 def handle(event: dict[str, Any], _context: object) -> dict[str, Any]:
-    """Packs what is planned; returns all items, and the plan."""
+    """Packs what is planned and not done yet; returns all items, and the plan."""
     batch = logic.Batch(event["batch_id"], event["attempt"], event["longest_s"])
+    # A job may have finished some of its tasks before it was lost: they are paid for.
+    before = earlier_prefixes(event)
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        packed = list(pool.map(_pack, event["items"]))
+        packed = list(pool.map(partial(_pack, before), event["items"]))
     plan = logic.make_plan(
         batch,
         SETTINGS.bucket,
         [one for one in packed if isinstance(one, logic.Material)],
         pace=SETTINGS.pace,
-        most_instances=SETTINGS.batch_instances,
+        most_instances=logic.most_instances(event.get("asked", {}), SETTINGS.batch_instances),
         target_s=SETTINGS.batch_target_s,
     )
     if plan.tasks:
@@ -45,10 +50,13 @@ def handle(event: dict[str, Any], _context: object) -> dict[str, Any]:
     return {"items": items, "plan": answer}
 
 
-def _pack(item: logic.Item) -> logic.Material | Mapping[str, Any]:
+def _pack(before: list[str], item: logic.Item) -> logic.Material | Mapping[str, Any]:
     """What a planned request is trained from; the item as it is to go on, if nothing is."""
     if item["outcome"] != PLANNED:
         return item
+    if done := SHELF.find(item, before):
+        log_event(LOG, "done by an earlier job", request_id=item["request_id"])
+        return done
     try:
         config = logic.read_config(_config(item["request_id"]))
         photos = _photos(item["user_id"], item["request_id"])

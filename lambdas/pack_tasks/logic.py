@@ -4,6 +4,7 @@ An item of the machine ``onboard_batch`` comes in and goes out with the same fie
 outcome changes, where a request cannot be packed::
 
     planned ──> planned (its task is in the file) | failed (its config or photos cannot be read)
+            ──> trained | failed, where an earlier job has done it (``collect_results``)
 """
 
 from __future__ import annotations
@@ -147,6 +148,16 @@ def check_photos(listed: Sequence[str], is_all: bool) -> list[str]:
     if not is_all:
         raise LimnerError("TOO_MANY_PHOTOS", f"The request has more than {MAX_FILES} photos.")
     return [key.removeprefix(f"{keys.UPLOADS}/") for key in listed]
+
+
+def most_instances(asked: Mapping[str, Any], of_stage: int) -> int:
+    """Machines of a job at most: those that the batch holds a place for, if its input says so.
+
+    Args:
+        asked: The execution's input.
+        of_stage: What the stage allows.
+    """
+    return min(asked.get("instances") or of_stage, of_stage)
 
 
 def failed(item: Item, error: LimnerError) -> dict[str, Any]:

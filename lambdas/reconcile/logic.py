@@ -5,19 +5,21 @@
     REGISTERED  for a day                              EXPIRE_UPLOAD  FAILED
     QUEUED      in no queue, no execution runs         ENQUEUE        its turn comes
                 the same, its execution is over        ENQUEUE_NEXT   with the next attempt
-                too many attempts                      GIVE_UP        FAILED
+                too many attempts, or cancelled        GIVE_UP        FAILED | CANCELLED
                 in the queue, a lease is over          CLEAR_LEASE
                 in the queue for a week                OVERDUE        FAILED
     owned       the owner is over, and was a batch     REQUEUE        or GIVE_UP
+                the same, but cancelled meanwhile      END            CANCELLED
                 the owner is over                      END            as the owner ended
                 the owner runs, its job is long over   STOP           the rule ends the request
     ended       still in the index                     FINISH         released, announced, out of it
+                (READY too: ActivateModel leaves it there until the app was told)
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
@@ -31,7 +33,10 @@ from limner.contracts.statuses import TERMINAL, RequestStatus
 
 # The same as in workflows.retries and dispatch; tests compare.
 MAX_ATTEMPTS: Final = 3
-# Presigned uploads end after an hour; whoever comes back after a day registers again.
+# Jobs of one execution: one for each type of machine (workflows.retries.MOST_INSTANCE_TYPES).
+MOST_JOBS: Final = 5
+# Forms end after a quarter of an hour (register.logic.FORM_S), and registering again gives fresh
+# ones; whoever comes back after a day makes a new request.
 UPLOAD_S: Final = 24 * 3600
 QUEUE_S: Final = 7 * 24 * 3600
 # No execution lives so long (workflows.retries.MACHINE_TIMEOUT_S).
@@ -115,6 +120,8 @@ def judge(record: Record, facts: Facts, now_ms: int) -> Action:
 def settle(record: Record, *, is_batch: bool) -> Action:
     """What is done about a request whose owner is over."""
     status = RequestStatus(record["status"])
+    if record.get("cancel_requested"):
+        return Action.END
     if is_batch and status in (RequestStatus.TRAINING, RequestStatus.WAITING_FOR_CAPACITY):
         return Action.REQUEUE if record.get("attempt", 1) < MAX_ATTEMPTS else Action.GIVE_UP
     return Action.END
@@ -132,7 +139,7 @@ def _judge_owned(record: Record, status: RequestStatus, facts: Facts, now_ms: in
 
 
 def _judge_queued(record: Record, facts: Facts, now_ms: int) -> Action:
-    if record.get("spent"):
+    if record.get("spent") or record.get("cancel_requested"):
         return Action.GIVE_UP
     if "queue" in record:
         if now_ms - to_ms(record["queued_at"]) > QUEUE_S * 1000:
@@ -187,6 +194,17 @@ def requests_of(document: str | None) -> tuple[str, ...]:
     except (ValueError, AttributeError, TypeError):
         return ()
     return tuple(found for found in ids if _is_request_id(found))
+
+
+def jobs_of(document: str | None) -> Iterator[str]:
+    """Names that the jobs of an execution of batches have, one attempt after the other."""
+    try:
+        told = json.loads(document or "{}")
+        first, batch_id = int(told.get("attempt", 1)), keys.check_request_id(told["batch_id"])
+    except (ValueError, AttributeError, TypeError, KeyError, LimnerError):
+        return
+    for attempt in range(first, first + MOST_JOBS):
+        yield keys.batch_job_name(batch_id, attempt)
 
 
 def _is_request_id(value: object) -> bool:

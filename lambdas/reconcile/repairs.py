@@ -5,6 +5,7 @@
     time ──>   owe      end                     release     publish  mark    done
     notes      owed ────────────────────────────────────────────────────────── gone
     request             ... ──> FAILED, unannounced ──────────────── announced
+                    READY, unannounced (by the machine) ──────────── announced
     model                                       free
 """
 
@@ -12,17 +13,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from lambdas.reconcile.logic import Record
 from lambdas.reconcile.notes import Notes, request_of
 from lambdas.record_failure.ledger import Ledger
-from lambdas.record_failure.logic import FAILED_EVENT, Ending, Failure, failed_body
+from lambdas.record_failure.logic import FAILED_EVENT, Ending, Failure, as_wished, failed_body
 from lambdas.shared.clock import Clock
 from lambdas.shared.dynamo import Plain, Table
+from limner.contracts import keys, writes
 from limner.contracts.errors import LimnerError
 from limner.contracts.statuses import TERMINAL, RequestStatus
 
+READY_EVENT: Final = "limner.onboarding.ready"
 # Owner of what nobody owned when it was ended.
 ME = "reconcile"
 
@@ -63,19 +66,11 @@ class Repairs:
         now = self._clock.now()
         return self._requests.update(
             {"request_id": record["request_id"]},
-            update=(
-                "SET #queue = :shard, #queued_at = :now, #updated_at = :now, #attempt = :next"
-                " REMOVE #lease_until, #lease_by"
-            ),
-            condition=(
-                "#status = :queued AND attribute_not_exists(#owner)"
-                " AND attribute_not_exists(#queue) AND #updated_at = :seen"
-            ),
+            update=f"{writes.INTO_QUEUE}, #attempt = :next REMOVE #lease_until, #lease_by",
+            condition=f"{writes.MAY_QUEUE} AND #updated_at = :seen",
             values={
-                ":shard": record["open"],
-                ":now": now,
+                **writes.into_queue(record["user_id"], now),
                 ":next": attempt + 1 if next_attempt else attempt,
-                ":queued": RequestStatus.QUEUED.value,
                 ":seen": record["updated_at"],
             },
         )
@@ -92,8 +87,12 @@ class Repairs:
     def requeue(self, record: Record) -> bool:
         """Puts a request back whose batch has ended without it; its model is free meanwhile."""
         now = self._clock.now()
-        condition = "#owner = :owner AND #status IN (:training, :waiting)"
+        condition = (
+            "#owner = :owner AND #status IN (:training, :waiting)"
+            " AND (attribute_not_exists(#cancel_requested) OR #cancel_requested = :false)"
+        )
         values: dict[str, Plain] = {
+            ":false": False,
             ":queued": RequestStatus.QUEUED.value,
             ":next": record.get("attempt", 1) + 1,
             ":shard": record["open"],
@@ -123,15 +122,15 @@ class Repairs:
         # The model was never taken, or is another's by now: then there is nothing to free.
         return held[1] and self._requests.update(key, update, condition, values)
 
-    def end(self, ending: Ending) -> bool:
-        """Ends a request, frees its model, and tells the app.
+    def end(self, record: Record, ending: Ending) -> bool:
+        """Ends a request as its client wished, frees its model, and tells the app.
 
         Returns:
             False if the request has changed hands meanwhile.
         """
         entry = self._notes.owe(ending.request_id, self._clock.now_ms())
         try:
-            self._ledger.end(ending)
+            self._ledger.end(as_wished(record, ending))
         except LimnerError as error:
             if error.code != "REQUEST_ALREADY_CLAIMED":
                 raise
@@ -143,13 +142,14 @@ class Repairs:
     def fail(self, record: Record, code: str, message: str) -> bool:
         """Ends a request as FAILED for a reason of our own."""
         return self.end(
+            record,
             Ending(
                 request_id=record["request_id"],
                 owner=record.get("owner", ME),
                 status=RequestStatus.FAILED,
                 failure=Failure(code, message),
                 by_rule=True,
-            )
+            ),
         )
 
     def finish(self, request_id: str) -> None:
@@ -164,7 +164,11 @@ class Repairs:
         self._notes.done(entry)
 
     def _finish(self, record: dict[str, Any]) -> None:
-        if record["status"] != RequestStatus.READY and "error" in record:
+        if record["status"] == RequestStatus.READY:
+            if record.get("unannounced"):
+                self._publish(ready_body(record))
+                self._ledger.mark_announced(record["request_id"])
+        elif "error" in record:
             self._ledger.release(record)
             if record.get("unannounced"):
                 self._publish({"type": FAILED_EVENT, **failed_body(record, record["error"])})
@@ -175,6 +179,20 @@ class Repairs:
             condition="#status = :status AND attribute_exists(#open)",
             values={":status": record["status"]},
         )
+
+
+def ready_body(record: Record) -> dict[str, Any]:
+    """The body of the notification: ``limner.contracts.onboarding.OnboardingReady``."""
+    user_id, model_id, version = record["user_id"], record["model_id"], record["version"]
+    return {
+        "type": READY_EVENT,
+        "schema_version": 1,
+        "request_id": record["request_id"],
+        "user_id": user_id,
+        "model_id": model_id,
+        "version": version,
+        "target_model": keys.target_model(user_id, model_id, version),
+    }
 
 
 def as_message(topic_arn: str, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Tally:
         repaired: Those of them that were moved on.
         jobs_stopped: Training jobs without an execution.
         places_freed: Holders of the gate without an execution.
-        failures: Requests whose repair was refused.
+        failures: Requests and places whose repair was refused.
     """
 
     seen: int = 0
@@ -131,15 +131,15 @@ class Sweep:
         self._notes.save(cursors)
         return self.tally
 
-    def _guard(self, request_id: str, repair: Callable[[str], None]) -> None:
-        """One request that cannot be repaired does not keep the others from it."""
+    def _guard(self, name: str, repair: Callable[[str], None]) -> None:
+        """One request or place that cannot be repaired does not keep the others from it."""
         try:
-            repair(request_id)
+            repair(name)
         except (KeyError, TypeError, ValueError, LimnerError) as error:
             # A row that no program of ours has written; a person has to look at it.
-            self._fail(request_id, type(error).__name__)
+            self._fail(name, type(error).__name__)
         except ClientError as error:
-            self._fail(request_id, error.response["Error"]["Code"])
+            self._fail(name, error.response["Error"]["Code"])
             if self.tally.failures >= _MOST_FAILURES:
                 raise
 
@@ -151,17 +151,17 @@ class Sweep:
         facts = self._facts(record, execution)
         self._act(logic.judge(record, facts, self._clock.now_ms()), record, execution)
 
-    def _fail(self, request_id: str, code: str) -> None:
+    def _fail(self, name: str, code: str) -> None:
         self.tally.failures += 1
-        log_event(self._log, "not repaired", request_id=request_id, code=code)
+        log_event(self._log, "not repaired", name=name, code=code)
 
     # -- On the end of an execution ---------------------------------------------------------------
 
     def execution_ended(self, detail: Mapping[str, Any]) -> Tally:
         """Settles the requests of an execution that is over, without any grace.
 
-        A batch's requests are moved on. A single one is ``record_failure``'s to end; here only a
-        training job is stopped that has outlived its execution.
+        A batch's requests are moved on. A single one is ``record_failure``'s to end, unless it is
+        READY and nobody was told. Training jobs are stopped that have outlived their execution.
 
         Args:
             detail: Of the event "Step Functions Execution Status Change".
@@ -174,13 +174,25 @@ class Sweep:
             if record is None or record.get("owner") != arn:
                 continue
             self.tally.seen += 1
-            if RequestStatus(record["status"]) in TERMINAL or not is_batch:
+            status = RequestStatus(record["status"])
+            if status in TERMINAL or not is_batch:
                 self._stop_job(record)
-                if is_batch:  # the machine may have come to record it, and not to tell it
+                # The machine may have come to record it, and not to tell it.
+                if is_batch or status is RequestStatus.READY:
                     self._repairs.finish(request_id)
             else:
                 self._act(logic.settle(record, is_batch=True), record, detail)
+        if is_batch:
+            self._stop_jobs_of(detail)
         return self.tally
+
+    def _stop_jobs_of(self, detail: Mapping[str, Any]) -> None:
+        """Jobs that a batch could not stop; its requests may belong to others by now."""
+        for name in logic.jobs_of(detail.get("input")):
+            job = self._jobs.describe(name)
+            if job is None:
+                return
+            self._stop(name, job)
 
     # -- What was found ---------------------------------------------------------------------------
 
@@ -232,7 +244,7 @@ class Sweep:
             case Action.REQUEUE:
                 return self._repairs.requeue(record)
             case Action.END:
-                return self._repairs.end(logic.ending_of(record, execution))
+                return self._repairs.end(record, logic.ending_of(record, execution))
             case Action.STOP:
                 words = "The execution waited for a training job that is not at work."
                 self._executions.stop(record["owner"], "DEADLINE_EXCEEDED", words)
@@ -249,18 +261,25 @@ class Sweep:
         if not name or name in self._stopped_jobs:
             return
         self._stopped_jobs.add(name)
-        if logic.is_at_work(self._jobs.describe(name)) and self._jobs.stop(name):
+        self._stop(name, self._jobs.describe(name))
+
+    def _stop(self, name: str, job: Mapping[str, Any] | None) -> None:
+        if logic.is_at_work(job) and self._jobs.stop(name):
             self.tally.jobs_stopped += 1
-            log_event(self._log, "job stopped", request_id=record["request_id"], job=name)
+            log_event(self._log, "job stopped", job=name)
 
     def _free_places(self) -> None:
+        holders = self._gate_row.read().holders
+        for name in holders:
+            self._guard(name, lambda name: self._free_place(name, holders[name]))
+
+    def _free_place(self, name: str, holder: Holder) -> None:
         now_s = self._clock.now_ms() // 1000
-        for name, holder in self._gate_row.read().holders.items():
-            if now_s < holder.until_s and self._may_hold(name, holder, now_s):
-                continue
-            self._gate_row.change(lambda gate, gone=name: release(gate, gone))  # type: ignore[misc]
-            self.tally.places_freed += 1
-            log_event(self._log, "place freed", execution=name)
+        if now_s < holder.until_s and self._may_hold(name, holder, now_s):
+            return
+        self._gate_row.change(lambda gate: release(gate, name))
+        self.tally.places_freed += 1
+        log_event(self._log, "place freed", execution=name)
 
     def _may_hold(self, name: str, holder: Holder, now_s: int) -> bool:
         arn = self._executions.machines.execution(name, batch=holder.batch)

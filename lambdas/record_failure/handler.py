@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import boto3
 
 from lambdas.record_failure import logic
 from lambdas.record_failure.ledger import Ledger
+from lambdas.shared import metrics
 from lambdas.shared.dynamo import Table
 from lambdas.shared.log import log_event, logger
 from lambdas.shared.settings import RecordFailureSettings
+from limner.contracts.statuses import RequestStatus
 
 LOG = logger("record_failure")
 SETTINGS = RecordFailureSettings.from_env()
@@ -36,6 +39,7 @@ def handle(event: dict[str, Any], _context: object) -> dict[str, Any] | None:
         raise logic.NotOursError(ending.request_id)
     if verdict is logic.Verdict.END_NOW:
         LEDGER.end(ending)
+        _count(ending)
         record |= {"error": ending.failure.to_error(), "unannounced": True}
     LEDGER.release(record)
     body = logic.failed_body(record, record.get("error") or ending.failure.to_error())
@@ -48,3 +52,11 @@ def handle(event: dict[str, Any], _context: object) -> dict[str, Any] | None:
         )
         LEDGER.mark_announced(ending.request_id)
     return body
+
+
+def _count(ending: logic.Ending) -> None:
+    """Once a request, for the alarm; who wanted the end has not failed."""
+    if ending.status is RequestStatus.FAILED:
+        fault = str(ending.failure.to_error()["fault"])
+        counted = {metrics.FAILED_REQUESTS: 1}
+        metrics.emit(SETTINGS.stage, time.time_ns() // 1_000_000, counted, fault=fault)

@@ -11,7 +11,9 @@ By whichever door, and how often ever, the outcome for the request is the same::
     record          missing  other owner  READY     FAILED/CANCELLED, ours  not ended, ours or free
     verdict         ─────────── NOT OURS ─────────  ENDED_BEFORE            END_NOW
 
-A request that nobody owns is not ours either if this execution was refused the claim.
+A request that nobody owns is not ours either if this execution was refused the claim, or if its
+input was not that request's own: an event without all fields dies at its first state, and must not
+take a request with it that waits in good health.
 """
 
 from __future__ import annotations
@@ -86,6 +88,8 @@ class Ending:
         status: FAILED or CANCELLED.
         failure: Why.
         by_rule: Whether the execution is over, so that nobody else can announce the failure.
+        told: The input of an execution that is over, as far as it must agree with the record of a
+            request which it has not claimed; None where the machine itself has read it.
     """
 
     request_id: str
@@ -93,6 +97,7 @@ class Ending:
     status: RequestStatus
     failure: Failure
     by_rule: bool
+    told: Mapping[str, Any] | None = None
 
 
 class Verdict(Enum):
@@ -129,7 +134,8 @@ def read_ending(event: Mapping[str, Any]) -> Ending | None:
 
 def _ending_of_execution(detail: Mapping[str, Any]) -> Ending | None:
     try:
-        request_id = keys.check_request_id(json.loads(detail.get("input") or "{}")["request_id"])
+        told = json.loads(detail.get("input") or "{}")
+        request_id = keys.check_request_id(told["request_id"])
     except (KeyError, TypeError, ValueError, LimnerError):
         return None
     status, failure = RequestStatus.FAILED, explain(detail.get("error"), detail.get("cause"))
@@ -139,7 +145,7 @@ def _ending_of_execution(detail: Mapping[str, Any]) -> Ending | None:
         failure = _failure(stopped.code, detail.get("cause") or stopped.summary)
     elif detail["status"] == "TIMED_OUT":
         failure = _failure("DEADLINE_EXCEEDED", "The onboarding as a whole ran out of time.")
-    return Ending(request_id, detail["executionArn"], status, failure, by_rule=True)
+    return Ending(request_id, detail["executionArn"], status, failure, by_rule=True, told=told)
 
 
 def as_wished(record: Mapping[str, Any] | None, ending: Ending) -> Ending:
@@ -166,8 +172,16 @@ def judge(record: Mapping[str, Any] | None, ending: Ending) -> Verdict:
     if owner is None and ending.failure.code == "REQUEST_ALREADY_CLAIMED":
         # Refused the claim: its photos are still to come, or it went back to the queue.
         return Verdict.NOT_OURS
+    if owner is None and ending.told is not None and not _is_input_of(record, ending.told):
+        return Verdict.NOT_OURS
     # A request that nobody has claimed is ours to end: this execution failed before its claim.
     return Verdict.END_NOW if owner in (None, ending.owner) else Verdict.NOT_OURS
+
+
+def _is_input_of(record: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
+    """Whether an execution was told what the request's own executions are told."""
+    agrees = all(told.get(name) == record[name] for name in ("user_id", "model_id"))
+    return agrees and {"attempt", "retrain"} <= told.keys()
 
 
 def failed_body(record: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, Any]:

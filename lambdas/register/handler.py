@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from lambdas.register.logic import Desk
 from lambdas.register.stores import EventBus, PhotoBucket, RequestBook
@@ -26,6 +26,10 @@ _CONFIG: Final = Config(
     retries={"mode": "standard", "total_max_attempts": 4},
     max_pool_connections=_AT_ONCE,
     signature_version="s3v4",
+    # Forms for the bucket's host in its own region: the global host, botocore's default for them,
+    # answers other regions' new buckets with a redirect, and regions that must be opted into not at
+    # all. At an IP address, as on the laptop, botocore writes paths all the same.
+    s3={"addressing_style": "virtual"},
 )
 _POOL = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="photos")
 DESK = Desk(
@@ -46,6 +50,10 @@ def handle(event: dict[str, Any], _context: object) -> dict[str, Any]:
     except LimnerError as error:
         log_event(LOG, action, code=error.code)
         return error.to_dict()
+    except BotoCoreError as error:  # no answer at all: the same call mends that
+        name = type(error).__name__
+        log_event(LOG, action, code=name)
+        return LimnerError("AWS_ERROR", f"{name}.").to_dict()
     except ClientError as error:
         code = error.response["Error"]["Code"]
         log_event(LOG, action, code=code, operation=error.operation_name)

@@ -23,7 +23,7 @@ from lambdas.shared.inputs import onboarding_input
 from limner.contracts import images, keys
 from limner.contracts.config_table import ConfigValue
 from limner.contracts.errors import LimnerError
-from limner.contracts.limits import RECORD_DAYS
+from limner.contracts.limits import COUNTED_REQUESTS, MAX_OPEN_REQUESTS, RECORD_DAYS
 from limner.contracts.statuses import RequestStatus
 
 REQUESTED_EVENT: Final = "limner.onboarding.requested"
@@ -78,6 +78,10 @@ class Book(Protocol):
 
     def read(self, request_id: str) -> Record | None:
         """A record."""
+        ...
+
+    def count_open(self, user_id: str, among: int) -> int:
+        """How many of so many last requests of a user have not ended."""
         ...
 
     def complete(self, record: Record, moment: str, *, queued: bool) -> Record | None:
@@ -158,8 +162,10 @@ class Desk:
         """Registers a wish, if it is new, and makes the forms for its photos.
 
         Raises:
-            LimnerError: ``REQUEST_CONFLICT``, if its token was used with other input.
+            LimnerError: ``REQUEST_CONFLICT``, if its token was used with other input;
+                ``TOO_MANY_REQUESTS``, if it is new and the user has enough of them.
         """
+        self._check_room(wish)
         moment = self.now()
         record = self.book.create(new_record(wish, moment, self.epoch_s()))
         if record["input_digest"] != wish.digest():
@@ -204,6 +210,12 @@ class Desk:
             else:
                 self.bus.announce(REQUESTED_EVENT, _input_of(record))
         return {"request_id": asked.request_id, "status": record["status"]}
+
+    def _check_room(self, wish: Wish) -> None:
+        count = self.book.count_open(wish.user_id, COUNTED_REQUESTS)
+        # A repetition is none too many.
+        if count >= MAX_OPEN_REQUESTS and self.book.read(wish.request_id) is None:
+            raise LimnerError("TOO_MANY_REQUESTS", f"{count} requests of the user are open.")
 
     def _check_photos(self, record: Record) -> None:
         prefix = keys.uploads_prefix(record["user_id"], record["request_id"])

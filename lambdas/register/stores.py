@@ -13,19 +13,20 @@ from botocore.exceptions import ClientError
 
 from lambdas.register.logic import Arrival, Form, Record
 from lambdas.shared.dynamo import Table
-from limner.contracts import keys
+from limner.contracts import writes
 from limner.contracts.errors import LimnerError
-from limner.contracts.statuses import RequestStatus
 
 if TYPE_CHECKING:
     from mypy_boto3_events import EventBridgeClient
     from mypy_boto3_s3 import S3Client
 
+BY_USER: Final = "by_user"
 # A header is nearly always in the first range; each further one is twice as long as the one before,
 # so that even a crafted file of 25 MB takes no more than nine.
 _FIRST_RANGE_BYTES: Final = 1 << 16
 _HASHED_BYTES: Final = 1 << 20
-# S3 says 403 instead of 404 to a role that may not list the bucket; ours may not.
+# S3 says 403 instead of 404 to a role that may not list the bucket. Ours may list its folder, by a
+# prefix that HeadObject does not name: taken for "may not", as for a role without that right.
 _NOT_THERE: Final = frozenset({"404", "NoSuchKey", "NotFound", "403", "AccessDenied", "Forbidden"})
 
 
@@ -61,22 +62,27 @@ class RequestBook:
         """A record."""
         return self._table.read({"request_id": request_id})
 
-    def complete(self, record: Record, moment: str, *, queued: bool) -> Record | None:
-        """Makes a REGISTERED record QUEUED; returns it as it stands.
+    def count_open(self, user_id: str, among: int) -> int:
+        """How many of a user's last requests have not ended; a moment late."""
+        found, _ = self._table.page(
+            BY_USER,
+            "#user_id = :user",
+            {":user": user_id},
+            where="attribute_exists(#open)",
+            limit=among,
+            newest_first=True,
+        )
+        return len(found)
 
-        What was promised is forgotten: it is the larger part of the record, and is paid for with
-        each of the writes to come.
-        """
-        into_queue = ", #queue = :shard, #queued_at = :now" if queued else ""
+    def complete(self, record: Record, moment: str, *, queued: bool) -> Record | None:
+        """Makes a REGISTERED record QUEUED; returns it as it stands."""
         return self._change(
             record,
-            f"SET #status = :queued, #updated_at = :now{into_queue} REMOVE #uploads",
-            "#status = :registered",
+            writes.COMPLETE_INTO_QUEUE if queued else writes.COMPLETE,
+            writes.MAY_COMPLETE,
             {
-                ":queued": RequestStatus.QUEUED.value,
-                ":registered": RequestStatus.REGISTERED.value,
-                ":now": moment,
-                **({":shard": keys.shard_of(record["user_id"])} if queued else {}),
+                **writes.complete(moment),
+                **(writes.into_queue(record["user_id"], moment) if queued else {}),
             },
         )
 
@@ -84,13 +90,9 @@ class RequestBook:
         """Puts a QUEUED record that nobody has claimed into the queue; as it stands."""
         return self._change(
             record,
-            "SET #queue = :shard, #queued_at = :now, #updated_at = :now",
-            "#status = :queued AND attribute_not_exists(#owner) AND attribute_not_exists(#queue)",
-            {
-                ":queued": RequestStatus.QUEUED.value,
-                ":now": moment,
-                ":shard": keys.shard_of(record["user_id"]),
-            },
+            writes.INTO_QUEUE,
+            writes.MAY_QUEUE,
+            writes.into_queue(record["user_id"], moment),
         )
 
     def _change(

@@ -153,6 +153,7 @@ class Table:
         where: str = "",
         limit: int | None = None,
         start: Mapping[str, Plain] | None = None,
+        newest_first: bool = False,
     ) -> tuple[list[Item], Item | None]:
         """One page of an index, in the order of its sort key. Eventually consistent.
 
@@ -163,6 +164,7 @@ class Table:
             where: FilterExpression; what it filters is read and paid for, but not sent.
             limit: How many items to look at; None for as many as fit into 1 MB.
             start: Where the page before has ended.
+            newest_first: Whether to go against the order of the sort key.
 
         Returns:
             The items, and where the page has ended; None behind the last one.
@@ -178,6 +180,8 @@ class Table:
             options["FilterExpression"] = where
         if limit:
             options["Limit"] = limit
+        if newest_first:
+            options["ScanIndexForward"] = False
         if start:
             options["ExclusiveStartKey"] = _attributes(start)
         answer = self._client.query(**options)

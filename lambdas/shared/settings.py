@@ -40,19 +40,22 @@ class RecordFailureSettings:
         models_table: Name of the table of models and versions.
         requests_table: Name of the table of requests.
         topic_arn: Where failures are announced that no execution can announce any more.
+        stage: Dimension of the metrics.
     """
 
     models_table: str
     requests_table: str
     topic_arn: str
+    stage: str
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> RecordFailureSettings:
-        """Reads MODELS_TABLE, REQUESTS_TABLE and TOPIC_ARN."""
+        """Reads MODELS_TABLE, REQUESTS_TABLE, TOPIC_ARN and STAGE."""
         return cls(
             _required(environ, "MODELS_TABLE"),
             _required(environ, "REQUESTS_TABLE"),
             _required(environ, "TOPIC_ARN"),
+            _required(environ, "STAGE"),
         )
 
 
@@ -230,14 +233,16 @@ class CollectResultsSettings:
 
     Attributes:
         bucket: Name of the bucket.
+        requests_table: Name of the table of requests.
     """
 
     bucket: str
+    requests_table: str
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> CollectResultsSettings:
-        """Reads BUCKET."""
-        return cls(_required(environ, "BUCKET"))
+        """Reads BUCKET and REQUESTS_TABLE."""
+        return cls(_required(environ, "BUCKET"), _required(environ, "REQUESTS_TABLE"))
 
 
 @dataclass(frozen=True, slots=True)

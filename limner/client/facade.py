@@ -21,6 +21,7 @@ from limner.contracts import keys
 from limner.contracts.digests import input_digest
 from limner.contracts.errors import REGISTRY, LimnerError
 from limner.contracts.generation import GenerateRequest
+from limner.contracts.limits import MAX_OPEN_REQUESTS
 from limner.contracts.onboarding import OnboardingInput
 from limner.contracts.statuses import RequestStatus, VersionStatus
 from limner.contracts.training import TrainingConfig, explain
@@ -155,7 +156,8 @@ class Limner:
 
         Raises:
             LimnerError: ``PHOTO_*``, ``TOO_FEW_PHOTOS``, ``TOO_MANY_PHOTOS``, ``INVALID_INPUT``;
-                ``REQUEST_CONFLICT``, if the token was used with other input; ``THROTTLED``,
+                ``REQUEST_CONFLICT``, if the token was used with other input;
+                ``TOO_MANY_REQUESTS``, if the user has 100 that have not ended; ``THROTTLED``,
                 ``AWS_ERROR``.
         """
         repeatable = client_token is not None
@@ -177,6 +179,7 @@ class Limner:
         )
         request = self._known(request_id) if repeatable else None
         if request is None:
+            self._check_room(user_id)
             new = Request.new(
                 request_id,
                 user_id,
@@ -490,6 +493,12 @@ class Limner:
             if error.code == "REQUEST_NOT_FOUND":
                 return None
             raise
+
+    def _check_room(self, user_id: str) -> None:
+        with translated():
+            count = self._registry.count_open(user_id)
+        if count >= MAX_OPEN_REQUESTS:
+            raise LimnerError("TOO_MANY_REQUESTS", f"{count} requests of {user_id} are open.")
 
     def _upload(self, request: Request, photos: Sequence[Photo], config: TrainingConfig) -> None:
         """Uploads photos and config: a QUEUED request has all that it needs."""

@@ -6,7 +6,8 @@
     browser            each photo by its form ──> S3 takes exactly the promised bytes
     app       submit ───────────────> the function looks at what arrived ─> QUEUED
 
-The function ``register`` does the work, so the app's role needs to invoke it and nothing else.
+The function ``register`` does the work, so the app's role needs no right to the bucket: it invokes
+the function, and ``submit`` reads the request's row.
 """
 
 from __future__ import annotations

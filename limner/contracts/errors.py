@@ -156,6 +156,13 @@ _SPECS: Final = (
         "The photos of a registered request never came.",
         "Register the request anew, and upload the photos within a day.",
     ),
+    _spec(
+        "TOO_MANY_REQUESTS",
+        429,
+        "The user has too many requests that have not ended.",
+        "Wait for some of them to end, or cancel them, and ask again.",
+        retryable=True,
+    ),
     # Training.
     _spec(
         "THROTTLED",
@@ -202,6 +209,14 @@ _SPECS: Final = (
         "Onboard the user again; if it happens again, look at the jobs' logs.",
         retryable=True,
         fault="aws",
+    ),
+    _spec(
+        "JOB_NAME_TAKEN",
+        409,
+        "A training job of this name works for something else.",
+        "Let nothing else use the prefix of the stage's training jobs; then onboard again.",
+        retryable=True,
+        fault="limner",
     ),
     _spec(
         "TRAINING_STOPPED",

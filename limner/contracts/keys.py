@@ -21,6 +21,7 @@ _MODEL_ID: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 # Request ids become parts of TrainingJobName, at most 63 of [a-zA-Z0-9](-*[a-zA-Z0-9])*, and of
 # execution names, at most 80 (Step Functions API reference, StartExecution).
 _REQUEST_ID: Final = re.compile(r"[a-z0-9](-?[a-z0-9]){0,39}")
+_BATCH_JOB: Final = re.compile(r"limner-batch-([a-z0-9](?:-?[a-z0-9]){0,39})-([1-9][0-9]{0,3})")
 _BASE_ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 DEFAULT_MODEL_ID: Final = "default"
@@ -156,6 +157,17 @@ def batch_prefix(batch: str, attempt: int) -> str:
         out/<request>/result.json      how its task ended, written last
     """
     return BATCH_TEMPLATE.format(check_request_id(batch), attempt)
+
+
+def batch_prefixes(batch: str, attempt: int) -> list[str]:
+    """Where an attempt of a batch and those before it have their files; the newest first."""
+    return [batch_prefix(batch, number) for number in range(attempt, 0, -1)]
+
+
+def batch_of_job(job: str) -> tuple[str, int] | None:
+    """The batch and the attempt that a training job's name tells of; None for other jobs."""
+    found = _BATCH_JOB.fullmatch(job)
+    return (found[1], int(found[2])) if found else None
 
 
 def base_prefix(base_id: str) -> str:

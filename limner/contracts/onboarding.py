@@ -10,7 +10,8 @@ from limner.contracts import keys
 
 SCHEMA_VERSION: Final = 1
 REQUESTED_EVENT: Final = "limner.onboarding.requested"
-# Both the payload of 256 KiB and the history of 25,000 events end far above it.
+# The form's own bound: the payload of 256 KiB ends far above it. A batch whose retries are all used
+# up fits a history of 25,000 events with fewer requests (workflows.retries.MOST_REQUESTS).
 MAX_BATCH: Final = 100
 
 UserId = Annotated[str, AfterValidator(keys.check_user_id)]
@@ -54,6 +55,9 @@ class BatchInput(BaseModel):
         schema_version: Version of this form.
         batch_id: Name of the batch; ``keys.batch_id`` makes it from the requests.
         attempt: Number of the first training job; the execution counts on from it.
+        instances: Training instances that the batch may use; None for as many as the stage allows.
+        earlier_job: Training job of another batch that had the same requests before; what it has
+            finished of them is taken instead of trained again. Empty for none.
         requests: What ``onboard`` would be told of each, in the order of the queue.
     """
 
@@ -62,6 +66,8 @@ class BatchInput(BaseModel):
     schema_version: Literal[1] = SCHEMA_VERSION
     batch_id: RequestId
     attempt: int = Field(default=1, ge=1)
+    instances: int | None = Field(default=None, ge=1)
+    earlier_job: Annotated[str, Field(max_length=63)] = ""
     requests: Annotated[tuple[OnboardingInput, ...], Field(min_length=1, max_length=MAX_BATCH)]
 
 

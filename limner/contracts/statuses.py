@@ -8,7 +8,8 @@
                                     └> FAILED | CANCELLED
 
 ``REGISTERED`` means that photos are still to come, ``TRAINED`` that the artifact exists and is
-being published, tested and activated. The one way back is from ``TRAINING`` or
+being published, tested and activated; in a batch that lost a job half-way it also follows upon
+``WAITING_FOR_CAPACITY``. The one way back is from ``TRAINING`` or
 ``WAITING_FOR_CAPACITY`` to ``QUEUED``: a job ended without having done this request's part.
 """
 
@@ -55,7 +56,8 @@ ALLOWED_FROM: Final[dict[RequestStatus, frozenset[RequestStatus]]] = {
     ),
     RequestStatus.WAITING_FOR_CAPACITY: frozenset({RequestStatus.QUEUED, RequestStatus.TRAINING}),
     RequestStatus.TRAINING: frozenset({RequestStatus.QUEUED, RequestStatus.WAITING_FOR_CAPACITY}),
-    RequestStatus.TRAINED: frozenset({RequestStatus.TRAINING}),
+    # A batch that waits for another machine may find that its lost job had finished a request.
+    RequestStatus.TRAINED: frozenset({RequestStatus.TRAINING, RequestStatus.WAITING_FOR_CAPACITY}),
     # QUEUED -> READY is the branch of a user whose model is ready already.
     RequestStatus.READY: frozenset({RequestStatus.TRAINED, RequestStatus.QUEUED}),
     RequestStatus.FAILED: frozenset(set(RequestStatus) - TERMINAL),

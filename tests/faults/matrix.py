@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.support.faults.cells import Cell, Moment, Outcome, Result, Trouble, all_cells, play_all
+from tests.support.faults.cells import Cell, Outcome, Result, all_cells, play_all
 from tests.support.faults.heatmap import draw
 from tests.support.faults.laptop_cells import laptop_cells
 from tests.support.faults.world import ROOT, machine_names, quiet
@@ -24,12 +24,7 @@ _TABLE: Final = re.compile(r"(<!-- matrix -->\n).*?(<!-- /matrix -->)", re.DOTAL
 
 # Cells that do not keep every promise today, each with the reason. A cell that is mended has to
 # leave this list, and one that breaks has to be mended.
-KNOWN: Final[dict[Cell, str]] = {
-    Cell("onboard_batch", "StopJob", Moment.BEFORE, Trouble.FOR_EVER): (
-        "StopTrainingJob is refused again and again, and the batch then ends well: nobody is left "
-        "to stop its overdue job, which runs on until its MaxRuntimeInSeconds"
-    ),
-}
+KNOWN: Final[dict[Cell, str]] = {}
 
 
 def table(results: Sequence[Result]) -> str:

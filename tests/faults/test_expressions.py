@@ -65,6 +65,8 @@ def random_item(call: Mapping[str, Any], rng: random.Random) -> dict[str, Any]:
     for name in ("attempt", "lease_fence", "last_version"):
         if name in some:
             some[name] = {"N": str(rng.randrange(2, 5))}
+    if "BOOL" in some.get("live_version", {}):
+        some["live_version"] = {"N": "1"}  # moto takes true for 1, as DynamoDB does not
     return {**some, **call["Key"]}
 
 

@@ -56,7 +56,9 @@ class Judge:
             new_row = not before and after in ("REGISTERED", "QUEUED")
             if before not in allowed and not new_row:
                 self.illegal.append(f"{before} -> {after} by {commit.writer}: {commit.call}")
-        if after in {s.value for s in TERMINAL} and before != after and "open" in new:
+        # READY stays open until the app was told, so that reconcile finds it.
+        told = after != "READY" or "unannounced" not in new
+        if after in {s.value for s in TERMINAL} and before != after and told and "open" in new:
             self.illegal.append(f"{after}, but still open: {commit.call}")
         owner = _text(old, "owner")
         changed = {name for name in {*old, *new} if old.get(name) != new.get(name)} - NOTES - LEASE

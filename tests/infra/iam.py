@@ -35,9 +35,13 @@ _ARNS = {
     "AWS::Events::Rule": f"arn:aws:events:{HERE}:rule/{{}}",
     "AWS::Logs::LogGroup": f"arn:aws:logs:{HERE}:log-group:{{}}:*",
     "AWS::KMS::Key": f"arn:aws:kms:{HERE}:key/{{}}",
+    "AWS::SageMaker::Endpoint": f"arn:aws:sagemaker:{HERE}:endpoint/{{}}",
 }
 # Ref of these is their ARN, not their name.
-_REF_IS_ARN = ("AWS::IAM::ManagedPolicy", "AWS::SNS::Topic", "AWS::StepFunctions::StateMachine")
+_REF_IS_ARN = (
+    *("AWS::IAM::ManagedPolicy", "AWS::SNS::Topic", "AWS::StepFunctions::StateMachine"),
+    "AWS::SageMaker::Endpoint",
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,9 @@ class Account:
 
     def arn(self, name: str) -> str:
         """ARN of a resource."""
-        return _ARNS[self._resources[name]["Type"]].format(name)
+        kind = self._resources[name]["Type"]
+        # SageMaker names things in its ARNs in lower case.
+        return _ARNS[kind].format(name.lower() if kind.startswith("AWS::SageMaker::") else name)
 
     def text(self, value: Any) -> str:
         """A value of the template as text."""

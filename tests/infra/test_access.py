@@ -28,7 +28,7 @@ OBJECTS: dict[str, tuple[set[str], set[str]]] = {
     "OnboardRole": ({keys.JOBS}, {keys.MODELS}),
     "OnboardBatchRole": ({keys.BATCHES}, {keys.MODELS}),
     "RegisterRole": ({keys.UPLOADS}, {keys.UPLOADS, keys.CONFIGS}),
-    "PackTasksRole": ({keys.UPLOADS, keys.CONFIGS}, {keys.BATCHES}),
+    "PackTasksRole": ({keys.UPLOADS, keys.CONFIGS, keys.BATCHES}, {keys.BATCHES}),
     "CollectResultsRole": ({keys.BATCHES}, set()),
     **{
         name: (set(), set())
@@ -43,7 +43,8 @@ OBJECTS: dict[str, tuple[set[str], set[str]]] = {
 RECORDS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "OnboardRole": ({"GetItem", "UpdateItem"}, {"GetItem", "UpdateItem"}, set()),
     "OnboardBatchRole": ({"GetItem", "UpdateItem"}, {"GetItem", "UpdateItem"}, set()),
-    "RegisterRole": (set(), {"GetItem", "UpdateItem"}, set()),
+    "RegisterRole": (set(), {"GetItem", "UpdateItem"}, {"by_user"}),
+    "CollectResultsRole": (set(), {"GetItem"}, set()),
     "RecordFailureRole": ({"UpdateItem"}, {"GetItem", "UpdateItem"}, set()),
     "RecordProgressRole": (set(), {"UpdateItem"}, set()),
     "DispatchRole": (set(), {"GetItem", "UpdateItem"}, {"queue"}),
@@ -217,6 +218,24 @@ def test_no_role_reaches_anything_foreign(
     record_property(
         "figure", f"P16 foreign: {len(account.roles)} roles, {calls} calls, 100 % denied"
     )
+
+
+def test_the_smoke_test_invokes_the_one_endpoint_by_the_arn_that_aws_gives_it(
+    account: Account,
+) -> None:
+    """In lower case, whatever CloudFormation called it; IAM compares letter by letter."""
+    (endpoint,) = account.names("AWS::SageMaker::Endpoint")
+    arn = account.arn(endpoint)
+    assert arn != f"arn:aws:sagemaker:{HERE}:endpoint/{endpoint}", "a test of nothing"
+    for role in account.roles:
+        may = role == role_of(account, "SmokeTestRole")
+        assert account.allows(Call(role, "sagemaker:InvokeEndpoint", arn)) == may
+    (resource,) = [
+        statement["Resource"]
+        for statement in account.statements_of(role_of(account, "SmokeTestRole"))
+        if "sagemaker:InvokeEndpoint" in listed(statement["Action"])
+    ]
+    assert resource == [arn]
 
 
 def test_the_training_role_is_passed_to_sagemaker_alone(account: Account) -> None:

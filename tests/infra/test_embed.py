@@ -15,11 +15,11 @@ from infra.parts import EndpointRef, Store
 from infra.serving import PersonalModelEndpoint
 from infra.settings import StageSettings
 from infra.workflow import TrainingImage
-from tests.infra.iam import Account, Call
+from tests.infra.iam import HERE, Account, Call
 
 SETTINGS = StageSettings(stage="shop", kms=False)
 IMAGE = TrainingImage(
-    "111122223333.dkr.ecr.eu-west-1.amazonaws.com/limner/training:1", "ml.g5.xlarge"
+    "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-training:2.6.0-gpu", "ml.g5.xlarge"
 )
 
 
@@ -45,7 +45,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "Onboarding",
         SETTINGS,
         store=store,
-        endpoint=EndpointRef("shop-endpoint"),
+        endpoint=EndpointRef.named("Shop-Endpoint"),
         training_image=IMAGE,
         base_id="sd-1.5",
         code=lambda_.Code.from_bucket(bucket, "limner.zip"),
@@ -68,6 +68,26 @@ def test_a_foreign_bucket_keeps_its_policy_and_the_roles_get_the_rights(
     assert not account.allows(Call(serving, "s3:GetObject", photo))
 
 
+def test_an_endpoint_known_by_its_name_is_invoked_by_its_arn(imported: dict[str, Any]) -> None:
+    """Calls name it as it is called; its ARN has no capitals."""
+    account = Account(imported)
+    (smoke_test,) = [role for role in account.roles if "SmokeTestRole" in role]
+    for name, may in (("shop-endpoint", True), ("Shop-Endpoint", False)):
+        arn = f"arn:aws:sagemaker:{HERE}:endpoint/{name}"
+        assert account.allows(Call(smoke_test, "sagemaker:InvokeEndpoint", arn)) == may
+
+
+def test_jobs_pull_their_image_from_whosever_repository(imported: dict[str, Any]) -> None:
+    account = Account(imported)
+    (training,) = [role for role in account.roles if "TrainingRole" in role]
+    (serving,) = [role for role in account.roles if "ServingRole" in role]
+    theirs = "arn:aws:ecr:us-east-1:763104351884:repository/pytorch-training"
+    assert account.allows(Call(training, "ecr:BatchGetImage", theirs))
+    assert not account.allows(Call(serving, "ecr:BatchGetImage", theirs))
+    own = f"arn:aws:ecr:{HERE}:repository/limner/inference"
+    assert account.allows(Call(serving, "ecr:BatchGetImage", own))
+
+
 def test_without_a_stream_the_schedule_does_it(imported: dict[str, Any]) -> None:
     kinds = [item["Type"] for item in imported["Resources"].values()]
     assert "AWS::Lambda::EventSourceMapping" not in kinds
@@ -86,7 +106,7 @@ def test_the_functions_use_the_foreign_names(imported: dict[str, Any]) -> None:
         if item["Type"] == "AWS::Lambda::Function"
     ]
     names = {str(value) for variables in environments for value in variables.values()}
-    assert {"shop-photos", "shop-requests", "shop-endpoint"} <= names
+    assert {"shop-photos", "shop-requests", "Shop-Endpoint"} <= names
 
 
 def test_data_of_another_stack_of_the_same_app(tmp_path: Path) -> None:

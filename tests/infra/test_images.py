@@ -5,8 +5,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from aws_cdk import App, Stack
 
 from infra.bundle import ROOT
+from infra.images import repositories
 
 DOCKERFILES = [ROOT / "training" / "Dockerfile", ROOT / "inference" / "Dockerfile"]
 
@@ -67,3 +69,67 @@ def test_the_endpoints_image_says_that_it_serves_many_models() -> None:
     labels = [rest for name, rest in instructions(DOCKERFILES[1]) if name == "LABEL"]
     assert "com.amazonaws.sagemaker.capabilities.multi-models=true" in labels
     assert "com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true" in labels
+
+
+OWN = ["limner/training"]
+
+
+def told(*images: str) -> list[str]:
+    """ARNs with pseudo parameters as CloudFormation writes them."""
+    written = Stack(App(), "Any").resolve(repositories(images, OWN))
+    joined = [item["Fn::Join"][1] if isinstance(item, dict) else [item] for item in written]
+    return [
+        "".join(part if isinstance(part, str) else f"<{part['Ref']}>" for part in parts)
+        for parts in joined
+    ]
+
+
+@pytest.mark.parametrize(
+    ("image", "repository"),
+    [
+        (
+            "763104351884.dkr.ecr.eu-west-1.amazonaws.com/pytorch-training:2.6.0-gpu-py312",
+            "eu-west-1:763104351884:repository/pytorch-training",
+        ),
+        (
+            f"999988887777.dkr.ecr.us-east-1.amazonaws.com/team/limner@sha256:{'0' * 64}",
+            "us-east-1:999988887777:repository/team/limner",
+        ),
+        (
+            "111122223333.dkr.ecr.cn-north-1.amazonaws.com.cn/limner/training:1",
+            "cn-north-1:111122223333:repository/limner/training",
+        ),
+    ],
+)
+def test_the_right_to_pull_follows_the_image_to_whosever_registry(
+    image: str, repository: str
+) -> None:
+    assert told(image) == [f"arn:<AWS::Partition>:ecr:{repository}"]
+
+
+@pytest.mark.parametrize("images", [(), ("",), ("limner/training:local",)])
+def test_images_that_are_told_at_deployment_lie_in_our_own_repositories(
+    images: tuple[str, ...],
+) -> None:
+    own = "<AWS::Region>:<AWS::AccountId>:repository/limner/training"
+    assert told(*images) == [f"arn:<AWS::Partition>:ecr:{own}"]
+
+
+def test_what_docker_reads_holds_no_state_and_no_secret() -> None:
+    """Everything is left out, and then let in again: what the Dockerfiles copy, and no more."""
+    first, *rest = [
+        line
+        for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert first == "*"
+    let_in = {line[1:] for line in rest if line.startswith("!")}
+    copied = {
+        source.removeprefix("./")
+        for dockerfile in DOCKERFILES
+        for name, argument in instructions(dockerfile)
+        if name == "COPY"
+        for source in argument.split()[:-1]
+    }
+    assert let_in == {re.sub(r"\$\{\w+\}", "bases", source) for source in copied}
+    assert "**/.env" in rest

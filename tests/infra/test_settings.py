@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from infra import cli
+from infra import cli, prices
 from infra.bundle import ROOT
 from infra.node import find_node
 from infra.publish import Synthesis
@@ -22,12 +23,12 @@ from limner.contracts.errors import LimnerError
 def test_a_stage_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIMNER_STAGE", "prod")
     monkeypatch.setenv("LIMNER_ENDPOINT_INSTANCES", "3")
-    monkeypatch.setenv("LIMNER_TRAINING_INSTANCE_TYPES", "ml.g5.xlarge, ml.g6.xlarge")
+    monkeypatch.setenv("LIMNER_TRAINING_INSTANCE_TYPES", "ml.g5.xlarge, ml.g4dn.xlarge")
     monkeypatch.setenv("LIMNER_CORS_ORIGINS", "https://shop.example.com")
     settings = StageSettings()
     assert settings.stack_name == "limner-prod"
     assert settings.endpoint_instances == 3
-    assert settings.training_instance_types == ("ml.g5.xlarge", "ml.g6.xlarge")
+    assert settings.training_instance_types == ("ml.g5.xlarge", "ml.g4dn.xlarge")
     assert settings.cors_origins == ("https://shop.example.com",)
     assert settings.has_key
     assert not settings.is_local
@@ -60,11 +61,42 @@ def test_a_bad_setting_is_refused(name: str, value: str, monkeypatch: pytest.Mon
         ({"batch_from": 99}, "LIMNER_BATCH_FROM to 32"),
         ({"burst": 501}, "LIMNER_BURST to 500"),
         ({"monthly_budget_usd": 100}, "LIMNER_ALARM_EMAIL"),
+        (
+            {"training_instance_types": ("ml.g6.xlarge",)},
+            "ml.g6.xlarge has no price: .*prices.json",
+        ),
+        ({"endpoint_instance_type": "ml.m7i.xlarge"}, "ml.m7i.xlarge has no price: .*prices.json"),
+        ({"training_image": "limner/training:1"}, "set LIMNER_TRAINING_IMAGE to ACCOUNT"),
+        ({"inference_image": "docker.io/limner/inference"}, "set LIMNER_INFERENCE_IMAGE to"),
     ],
 )
-def test_what_aws_would_refuse_is_refused_with_its_fix(wrong: dict[str, int], fix: str) -> None:
+def test_what_aws_would_refuse_is_refused_with_its_fix(wrong: dict[str, Any], fix: str) -> None:
     with pytest.raises(ValidationError, match=fix):
-        StageSettings(stage="prod", **wrong)  # type: ignore[arg-type]
+        StageSettings(stage="prod", **wrong)
+
+
+def test_all_default_machines_have_a_price() -> None:
+    for settings in (StageSettings(stage="prod"), laptop()):
+        machines = (*settings.training_instance_types, settings.endpoint_instance_type)
+        assert prices.unknown(machines) == []
+
+
+def test_the_bounds_of_what_a_stage_spends_follow_its_settings() -> None:
+    """4 machines x 4 hours, or 8 x 24, of the dearest type; one cheap endpoint beside a tenth."""
+    settings = StageSettings(stage="prod", training_instance_types=("ml.g4dn.xlarge",))
+    assert prices.launch_at_most(settings) == round(4 * 4 * 0.736, 2)
+    assert prices.day_at_most(settings) == round(8 * 24 * 0.736, 2)
+    assert prices.budget(settings) == round((0.23 + 0.1 * 8 * 0.736) * 730)
+    warm = settings.model_copy(update={"warm_pool_s": 3600})
+    assert prices.launch_at_most(warm) == round(4 * 5 * 0.736, 2)
+
+
+def test_a_budget_comes_with_the_mail_address_and_can_be_chosen() -> None:
+    told = StageSettings(stage="prod", alarm_email="oncall@example.com")
+    assert told.budget_usd == prices.budget(told) > 0
+    assert StageSettings(stage="prod").budget_usd == 0
+    assert told.model_copy(update={"monthly_budget_usd": 7}).budget_usd == 7
+    assert told.model_copy(update={"monthly_budget_usd": 0}).budget_usd == 0
 
 
 def test_every_setting_is_described() -> None:

@@ -14,7 +14,7 @@ from workflows import retries
 
 OUTPUTS = {
     *("BucketName", "ModelsTableName", "RequestsTableName", "OnboardMachineArn"),
-    *("OnboardBatchMachineArn", "EndpointName", "TopicArn", "BaseId", "BusName"),
+    *("OnboardBatchMachineArn", "EndpointName", "EndpointArn", "TopicArn", "BaseId", "BusName"),
     *("RegisterFunctionName", "DispatchFunctionName", "ReconcileFunctionName"),
     "FailedEventsQueueUrl",
 }

@@ -53,7 +53,12 @@ def test_who_wakes_whom(stage: Synthesis) -> None:
 
 def test_an_apps_event_becomes_an_execution(stage: Synthesis) -> None:
     rule = rules(stage)["requested -> onboard"]
-    assert rule["EventPattern"] == {"source": ["limner"], "detail-type": [REQUESTED_EVENT]}
+    fields = ("request_id", "user_id", "model_id", "attempt", "retrain")
+    assert rule["EventPattern"] == {
+        "source": ["limner"],
+        "detail-type": [REQUESTED_EVENT],
+        "detail": {name: [{"exists": True}] for name in fields},
+    }
     (bus,) = resources(stage, "AWS::Events::EventBus")
     assert rule["EventBusName"] == {"Ref": bus}
     (target,) = rule["Targets"]

@@ -33,11 +33,13 @@ class Step:
         state: Its name.
         input: What its task was told, the same in each try; None if it is no task.
         tries: What came of each try: ``{"output": ...}`` or ``{"error": ..., "cause": ...}``.
+        item: Number of the item, inside of a Map.
     """
 
     state: str
     input: Any = None
     tries: tuple[dict[str, Any], ...] = ()
+    item: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,11 @@ class History:
         name: The file's name, without its end.
         machine: The machine's name.
         input: What the execution was told.
-        row: The request's row when the execution began.
+        row: The request's row when the execution began; of a batch, that of its first request.
         steps: The states, in order.
         status: Status of the execution at its end.
         error: Its error, or nothing.
+        others: Rows of the other requests of a batch.
     """
 
     name: str
@@ -61,16 +64,24 @@ class History:
     steps: tuple[Step, ...]
     status: str
     error: str = ""
+    others: tuple[dict[str, Any], ...] = ()
 
     @property
     def path(self) -> list[str]:
         """The names of the states, in order."""
         return [step.state for step in self.steps]
 
+    @property
+    def rows(self) -> tuple[dict[str, Any], ...]:
+        """The rows of all its requests."""
+        return (self.row, *self.others)
+
     def save(self, folder: Path = FOLDER) -> Path:
         """Writes the history, one step a line."""
         head = asdict(self)
         steps = head.pop("steps")
+        if not self.others:
+            del head["others"]
         lines = [f" {json.dumps(name)}: {json.dumps(value)}," for name, value in head.items()]
         body = ",\n".join(f"  {json.dumps(_lean(step))}" for step in steps)
         path = folder / f"{self.name}.json"
@@ -82,10 +93,9 @@ class History:
         """Reads a history."""
         body = json.loads(path.read_text(encoding="utf-8"))
         steps = tuple(
-            Step(step["state"], step.get("input"), tuple(step.get("tries", ())))
-            for step in body.pop("steps")
+            Step(**{**step, "tries": tuple(step.get("tries", ()))}) for step in body.pop("steps")
         )
-        return cls(steps=steps, **body)
+        return cls(steps=steps, **{**body, "others": tuple(body.get("others", ()))})
 
 
 def all_histories(folder: Path = FOLDER) -> list[History]:
@@ -101,13 +111,30 @@ def normal(value: Any) -> Any:
     return json.loads(text)
 
 
+def one_by_one(machine: str) -> str:
+    """A definition whose Maps take their items one after another.
+
+    Side by side, the order of their events is not the same twice.
+    """
+    document = json.loads(machine)
+    for state in document["States"].values():
+        if state["Type"] == "Map":
+            state["MaxConcurrency"] = 1
+    return json.dumps(document)
+
+
 def steps_of(events: Iterable[Mapping[str, Any]]) -> tuple[Step, ...]:
-    """Folds the events of GetExecutionHistory, of a machine without parallel states."""
+    """Folds the events of GetExecutionHistory, of a machine that does one thing at a time."""
     steps: list[_Walk] = []
+    item: int | None = None
     for event in events:
         kind = event["type"]
-        if kind.endswith("StateEntered"):
-            steps.append(_Walk(event["stateEnteredEventDetails"]["name"]))
+        if kind == "MapIterationStarted":
+            item = event["mapIterationStartedEventDetails"]["index"]
+        elif kind.startswith("MapIteration"):
+            item = None
+        elif kind.endswith("StateEntered"):
+            steps.append(_Walk(event["stateEnteredEventDetails"]["name"], item))
         elif kind == "TaskScheduled":
             steps[-1].input = json.loads(event["taskScheduledEventDetails"]["parameters"])
         elif kind == "TaskSucceeded":
@@ -117,7 +144,9 @@ def steps_of(events: Iterable[Mapping[str, Any]]) -> tuple[Step, ...]:
             details = event[f"{kind[0].lower()}{kind[1:]}EventDetails"]
             failed = {"error": details["error"], "cause": details.get("cause", "")}
             steps[-1].tries.append(failed)
-    return tuple(Step(walk.state, normal(walk.input), tuple(normal(walk.tries))) for walk in steps)
+    return tuple(
+        Step(walk.state, normal(walk.input), tuple(normal(walk.tries)), walk.item) for walk in steps
+    )
 
 
 def _plain(value: object) -> int | str:
@@ -127,6 +156,7 @@ def _plain(value: object) -> int | str:
 @dataclass
 class _Walk:
     state: str
+    item: int | None
     input: Any = None
     tries: list[dict[str, Any]] = field(default_factory=list)
 

@@ -11,14 +11,15 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from limner.contracts.onboarding import OnboardingInput
 from tests.support.engines.cases import CASES, Case, play
-from tests.support.engines.moto_stack import moto_stack
-from tests.upgrades.histories import FOLDER, History, normal, steps_of
+from tests.support.engines.moto_stack import definition, moto_stack
+from tests.upgrades.histories import FOLDER, History, normal, one_by_one, steps_of
+from workflows import retries
 
 RECORDED: Final = (
     "a new user",
@@ -35,9 +36,31 @@ RECORDED: Final = (
 )
 
 
+@dataclass(frozen=True)
+class BatchCase:
+    """A batch.
+
+    Attributes:
+        name: What it is called.
+        behave: What the training program does with each request.
+        attempt: Which attempt of each request it is.
+    """
+
+    name: str
+    behave: tuple[str, ...]
+    attempt: int = 1
+
+
+BATCHES: Final = (
+    BatchCase("a batch, all ready", ("ok", "ok")),
+    BatchCase("a batch, one fails, one is missing", ("ok", "fail", "vanish")),
+    BatchCase("a batch whose job fails", ("ok", "die")),
+    BatchCase("a batch whose job fails for the last time", ("die",), retries.MAX_ATTEMPTS),
+)
+
+
 def record(case: Case, version: str) -> History:
     """Runs a case on moto and keeps what happened."""
-    slug = re.sub(r"[^a-z0-9]+", "-", case.name.lower()).strip("-")
     wish = OnboardingInput(request_id="recorded", user_id="somebody", retrain=case.retrain)
     rows: list[dict[str, Any]] = []
 
@@ -49,7 +72,7 @@ def record(case: Case, version: str) -> History:
     with moto_stack() as stack:
         outcome = play(stack, replace(case, prepare=keep_row, told=""), wish)
         return History(
-            name=f"{version}-{slug}",
+            name=_file_name(version, case.name),
             machine="onboard",
             input=normal(json.loads(outcome.execution["input"])),
             row=normal(rows[0]),
@@ -59,11 +82,46 @@ def record(case: Case, version: str) -> History:
         )
 
 
+def record_batch(case: BatchCase, version: str) -> History:
+    """Runs a batch on moto, one request after another, and keeps what happened."""
+    machine = one_by_one(definition("onboard_batch"))
+    with moto_stack({"onboard_batch": machine}) as stack:
+        wishes = [
+            OnboardingInput(
+                request_id=f"recorded-{number}",
+                user_id=f"somebody-{number}",
+                attempt=case.attempt,
+            )
+            for number in range(len(case.behave))
+        ]
+        for wish, behave in zip(wishes, case.behave, strict=True):
+            stack.put_request(wish, behave=behave)
+        first, *others = [normal(stack.request(wish)) for wish in wishes]
+        execution = stack.onboard_batch(*wishes)
+        return History(
+            name=_file_name(version, case.name),
+            machine="onboard_batch",
+            input=normal(json.loads(execution["input"])),
+            row=first,
+            steps=steps_of(stack.history(execution)),
+            status=execution["status"],
+            error=execution.get("error", ""),
+            others=tuple(others),
+        )
+
+
+def _file_name(version: str, case: str) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", case.lower()).strip("-")
+    return f"{version}-{slug}"
+
+
 def recordings(version: str) -> Iterator[History]:
     """Runs all cases that are kept."""
     for case in CASES:
         if case.name in RECORDED:
             yield record(case, version)
+    for batch in BATCHES:
+        yield record_batch(batch, version)
 
 
 def main(arguments: list[str], folder: Path = FOLDER) -> int:

@@ -24,6 +24,7 @@ from moto.stepfunctions.parser.asl.component.common.error_name.failure_event imp
     FailureEventException,
 )
 from moto.stepfunctions.parser.asl.component.state.exec import execute_state
+from moto.stepfunctions.parser.asl.component.state.exec.state_map.iteration import iteration_worker
 from moto.stepfunctions.parser.asl.component.state.exec.state_task.service import (
     state_task_service,
     state_task_service_callback,
@@ -31,7 +32,7 @@ from moto.stepfunctions.parser.asl.component.state.exec.state_task.service impor
 from moto.stepfunctions.parser.asl.eval.event.event_detail import EventDetails
 
 from tests.support.engines.moto_stack import definition, moto_stack
-from tests.upgrades.histories import History, all_histories, steps_of
+from tests.upgrades.histories import History, all_histories, one_by_one, steps_of
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations.toml"
 UNRECORDED: Final = "Replay.NotRecorded"
@@ -116,7 +117,7 @@ class Replayed:
 
 
 class Script:
-    """The answers of a history, by state, try by try.
+    """The answers of a history, by state and item of a Map, try by try.
 
     Args:
         history: The history.
@@ -124,15 +125,17 @@ class Script:
     """
 
     def __init__(self, history: History, answers: Mapping[str, Any]) -> None:
-        self._tries: dict[str, list[dict[str, Any]]] = {}
+        self._tries: dict[tuple[str, int | None], list[dict[str, Any]]] = {}
         for step in history.steps:
-            self._tries.setdefault(step.state, []).extend(step.tries)
+            self._tries.setdefault((step.state, step.item), []).extend(step.tries)
         self._always = dict(answers)
         self.unrecorded: list[str] = []
+        self.item: int | None = None
+        """The item of a Map that is being worked on, one at a time (``one_by_one``)."""
 
     def answer(self, state: str) -> dict[str, Any]:
         """The next answer of a task."""
-        left = self._tries.get(state)
+        left = self._tries.get((state, self.item))
         if left:
             return left.pop(0)
         if state in self._always:
@@ -164,8 +167,19 @@ def answered_by(script: Script) -> Iterator[None]:
         env.stack.append(answer["output"])
         after(self, env, part, parameters, credentials)
 
+    eval_job = iteration_worker.IterationWorker._eval_job
+
+    def eval_item(self: Any, env: Any, job: Any) -> None:
+        script.item = job.job_index
+        try:
+            eval_job(self, env, job)
+        finally:
+            script.item = None
+
     with ExitStack() as stack:
         stack.enter_context(patch.object(service, "_eval_execution", eval_execution))
+        worker = iteration_worker.IterationWorker
+        stack.enter_context(patch.object(worker, "_eval_job", eval_item))
         callback = state_task_service_callback.StateTaskServiceCallback
         not_waiting = patch.object(callback, "_is_integration_pattern", lambda _self: False)
         stack.enter_context(not_waiting)
@@ -220,7 +234,7 @@ def replay(
     ours = tuple(migration for migration in migrations if migration.is_for(history))
     answers = {state: answer for one in ours for state, answer in one.answers.items()}
     script = Script(history, answers)
-    text = machine or definition(history.machine)
+    text = one_by_one(machine or definition(history.machine))
     with moto_stack({history.machine: text}) as stack, answered_by(script):
         states = stack.laptop.states
         arn = states.start_execution(

@@ -12,12 +12,25 @@ import pytest
 from pydantic import ValidationError
 
 from limner.contracts.errors import LimnerError
-from limner.contracts.onboarding import OnboardingFailed, OnboardingInput, OnboardingReady
+from limner.contracts.onboarding import (
+    BatchInput,
+    OnboardingFailed,
+    OnboardingInput,
+    OnboardingReady,
+)
 from tests.support.engines.moto_stack import BUCKET, REQUESTS, definition, moto_stack
 from tests.upgrades import record
 from tests.upgrades.histories import History, Step, all_histories
 from tests.upgrades.replay import MIGRATIONS as MIGRATIONS_FILE
-from tests.upgrades.replay import Migration, Replayed, all_migrations, replay, summary
+from tests.upgrades.replay import (
+    UNRECORDED,
+    Migration,
+    Replayed,
+    Script,
+    all_migrations,
+    replay,
+    summary,
+)
 
 HISTORIES = all_histories()
 MIGRATIONS = all_migrations()
@@ -90,6 +103,64 @@ def test_a_broken_machine_is_noticed(
     assert words in "; ".join(result.differences)
 
 
+BATCH = "unreleased-a-batch-one-fails-one-is-missing"
+
+
+def other_item_first(machine: dict[str, Any]) -> None:
+    """Failed requests are taken for trained ones."""
+    choice = inside(machine, "FinishAll")["WhatCameOfIt"]
+    choice["Choices"][0]["Next"] = choice["Choices"][1]["Next"]
+
+
+def without_requeue(machine: dict[str, Any]) -> None:
+    inside(machine, "FinishAll")["CanTryAgain"]["Choices"][0]["Next"] = "RecordFailure"
+
+
+def item_without_version(machine: dict[str, Any]) -> None:
+    del machine["States"]["FinishAll"]["ItemSelector"]["version.$"]
+
+
+def ended_early(machine: dict[str, Any]) -> None:
+    machine["States"]["TakeResults"]["Next"] = "BatchDone"
+
+
+def inside(machine: dict[str, Any], name: str) -> dict[str, Any]:
+    """The states that a Map leads each item through."""
+    states: dict[str, Any] = machine["States"][name]["ItemProcessor"]["States"]
+    return states
+
+
+@pytest.mark.parametrize(
+    ("breakage", "words"),
+    [
+        (other_item_first, "WhatCameOfIt > RecordFailure"),
+        (without_requeue, "RecordFailure asked for an answer that was never given"),
+        (item_without_version, "ended FAILED AWS_ERROR"),
+        (ended_early, "TakeResults > BatchDone"),
+    ],
+)
+def test_a_broken_machine_of_batches_is_noticed(
+    breakage: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    machine = json.loads(definition("onboard_batch"))
+    breakage(machine)
+    assert words in "; ".join(replay(BY_NAME[BATCH], MIGRATIONS, json.dumps(machine)).differences)
+
+
+def test_each_item_of_a_batch_is_answered_from_its_own_record() -> None:
+    """Items that take another way than their neighbours get their own answers all the same."""
+    answers = {
+        step.item: step.tries[-1]["output"]
+        for step in BY_NAME["unreleased-a-batch-all-ready"].steps
+        if step.state == "SmokeTest"
+    }
+    assert set(answers) == {0, 1}
+    script = Script(BY_NAME["unreleased-a-batch-all-ready"], {})
+    for script.item in (1, 0):
+        assert script.answer("SmokeTest") == {"output": answers[script.item]}
+    assert script.answer("SmokeTest")["error"] == UNRECORDED
+
+
 def test_a_migration_excuses_nothing_but_what_it_names() -> None:
     history = BY_NAME["0.1.0-the-training-fails"]
     meant = Migration("0.1.0-*", ("NotifyFailure", "Failed"), ("NotifyFailure", "Told"), "why")
@@ -119,7 +190,8 @@ def test_todays_functions_understand_what_executions_of_then_tell_them(
     name = step.input["FunctionName"].rpartition(":")[2]
     payload = step.input["Payload"]
     with moto_stack({}) as stack:
-        stack.table("RequestsTableName").put_item(Item=_claimed(history))
+        for row in _claimed(history):
+            stack.table("RequestsTableName").put_item(Item=row)
         target = payload.get("target_model", "none")
         stack.laptop.s3.put_object(Bucket=BUCKET, Key=f"models/{target}", Body=b"an adapter")
         try:
@@ -137,10 +209,11 @@ def test_todays_functions_understand_what_executions_of_then_tell_them(
             assert row["status"] == {"S": "FAILED"}
 
 
-def _claimed(history: History) -> dict[str, Any]:
-    """The request's row as that version had it while its execution was at work."""
-    owner = f"arn:aws:states:us-east-1:123456789012:execution:onboard:{history.row['request_id']}-1"
-    return {**history.row, "status": "TRAINING", "owner": owner}
+def _claimed(history: History) -> list[dict[str, Any]]:
+    """The rows of the requests as that version had them while their execution was at work."""
+    execution = f"{history.input.get('batch_id') or history.row['request_id']}-1"
+    owner = f"arn:aws:states:us-east-1:123456789012:execution:{history.machine}:{execution}"
+    return [{**row, "status": "TRAINING", "owner": owner} for row in history.rows]
 
 
 def _shape(answer: Any) -> set[str]:
@@ -153,7 +226,7 @@ def test_todays_rule_ends_executions_of_then(name: str, status: str) -> None:
     """Their inputs are what EventBridge quotes to the function."""
     history = BY_NAME[name]
     with moto_stack({}) as stack:
-        row = _claimed(history)
+        (row,) = _claimed(history)
         stack.table("RequestsTableName").put_item(Item=row)
         event = {
             "source": "aws.states",
@@ -216,8 +289,10 @@ def _told(version: str, kind: str) -> list[dict[str, Any]]:
 def test_todays_inputs_are_todays_contract() -> None:
     latest = [history for history in HISTORIES if not history.name.startswith("0.1.0-")]
     assert latest
+    contracts = {"onboard": OnboardingInput, "onboard_batch": BatchInput}
+    assert {history.machine for history in latest} == set(contracts)
     for history in latest:
-        OnboardingInput.model_validate(history.input)
+        contracts[history.machine].model_validate(history.input)
 
 
 # -- The recorder ---------------------------------------------------------------------------------
@@ -226,6 +301,16 @@ def test_todays_inputs_are_todays_contract() -> None:
 def test_recording_twice_gives_the_same_file(tmp_path: Path) -> None:
     (case,) = [case for case in record.CASES if case.name == "the training fails"]
     first, second = (record.record(case, "test").save(tmp_path).read_bytes() for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize("case", record.BATCHES, ids=lambda case: case.name)
+def test_recording_a_batch_twice_gives_the_same_file(
+    case: record.BatchCase, tmp_path: Path
+) -> None:
+    first, second = (
+        record.record_batch(case, "test").save(tmp_path).read_bytes() for _ in range(2)
+    )
     assert first == second
 
 

@@ -34,6 +34,7 @@ TRAINED_PATH = [
     "SmokeTest",
     "ActivateModel",
     "NotifyReady",
+    "RecordReadyAnnouncement",
     "Onboarded",
 ]
 FAILED_END = ["RecordFailure", "NotifyFailure", "RecordAnnouncement", "Failed"]

@@ -34,6 +34,7 @@ ENDING: Final = (
     "SmokeTest",
     "ActivateModel",
     "NotifyReady",
+    "RecordReadyAnnouncement",
     "Onboarded",
 )
 TRAINED: Final = BEGINNING + ENDING
@@ -415,7 +416,7 @@ CASES: Final = (
     Case(
         "nobody can be told",
         trouble={"faults": [Fault("sns:Publish", times=None)]},
-        path=(*TRAINED[:-1], "ReadyUnannounced"),
+        path=(*TRAINED[:-2], "ReadyUnannounced"),
         error="AWS_ERROR",
         status="READY",
         model=LIVE,

@@ -40,6 +40,7 @@ UNWELL: Final = frozenset({"FAILED", "ABORTED", "TIMED_OUT"})
 # The names in the environment of our functions; each reads those that it knows.
 ENVIRONMENT: Final = {
     "AWS_DEFAULT_REGION": REGION,
+    "STAGE": "test",
     "BUCKET": BUCKET,
     "MODELS_TABLE": MODELS,
     "REQUESTS_TABLE": REQUESTS,

@@ -158,7 +158,12 @@ def _tell(story: Story) -> _Telling:
 
 
 # Stories that take turns by themselves would pass over a death at a turn.
-_BY_HAND: Final = frozenset({"stopped", "event_lost", "batch_dies", "batch_dies_early", "job_over"})
+_BY_HAND: Final = frozenset(
+    {
+        *("stopped", "event_lost", "batch_dies", "batch_dies_early", "job_over"),
+        *("batch_cancelled", "cancelled_while_it_is_started"),
+    }
+)
 
 
 def story_of(cell: Cell) -> Story:

@@ -459,6 +459,15 @@ def stopped(system: System) -> None:
     system.settle()
 
 
+def cancelled_while_it_is_started(system: System) -> None:
+    """The app cancels a request that is in an execution's hands, and not yet claimed."""
+    request = system.onboard(queue=True)
+    system.stream()
+    _advance_to(system, lambda call: call.state == "ClaimRequest")
+    system.ask(lambda limner: limner.cancel(request.request_id))
+    system.settle()
+
+
 def cancelled_in_queue(system: System) -> None:
     """The app cancels a request that waits."""
     request = system.onboard(queue=True)
@@ -508,6 +517,26 @@ def batch_incomplete(system: System) -> None:
         ("Failed", "InternalServerError") if len(system.world.jobs) == 1 else ("Completed", "")
     )
     _six_queue(system)
+    system.settle(rounds=8)
+
+
+def batch_half_done(system: System) -> None:
+    """A job is lost to missing capacity after it has done some of its tasks."""
+    system.world.swift = frozenset({"user1", "user4"})
+    _no_machine_at_first(system)
+    _six_queue(system)
+    system.settle()
+
+
+def batch_cancelled(system: System) -> None:
+    """A user cancels while the job runs, which ends without having done anything."""
+    system.world.outcome = lambda _: (
+        ("Failed", "InternalServerError") if len(system.world.jobs) == 1 else ("Completed", "")
+    )
+    _six_queue(system)
+    _advance_to(system, _trains)
+    (request_id,) = sorted(Summary.of(system.world).requests)[:1]
+    system.ask(lambda limner: limner.cancel(request_id))
     system.settle(rounds=8)
 
 
@@ -805,6 +834,8 @@ STORIES: Final[tuple[Story, ...]] = (
     batch,
     batch_with_a_ready_user,
     batch_incomplete,
+    batch_half_done,
+    batch_cancelled,
     batch_with_bad_photos,
     batch_no_capacity,
     batch_adopted,
@@ -828,4 +859,5 @@ STORIES: Final[tuple[Story, ...]] = (
     batch_dies,
     batch_dies_early,
     job_over,
+    cancelled_while_it_is_started,
 )

@@ -13,6 +13,7 @@ ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_DEFAULT_REGION": "us-east-1",
+    "STAGE": "test",
     "ENDPOINT_NAME": "endpoint",
     "BASE_ID": "tiny-1",
     "MODELS_TABLE": "models",

@@ -99,6 +99,11 @@ class Memory:
         row = self.rows.get(request_id)
         return None if row is None else dict(row)
 
+    def count_open(self, user_id: str, among: int) -> int:
+        self.before("count_open")
+        rows = [row for row in self.rows.values() if row["user_id"] == user_id]
+        return sum("open" in row for row in rows[-among:])
+
     def complete(self, record: Record, moment: str, *, queued: bool) -> Record | None:
         self.before("complete")
         row = self.rows[record["request_id"]]

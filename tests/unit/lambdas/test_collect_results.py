@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import boto3
 import pytest
-from moto import mock_aws
 
 from lambdas.collect_results import logic
 from limner.contracts.outcomes import MAX_CAUSE_CHARS
@@ -132,16 +131,15 @@ def test_what_a_request_ends_with_that_was_left_undone(
 
 @pytest.fixture
 def handler(
-    cold_start: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[ModuleType]:
+    tables: None, cold_start: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> ModuleType:
     monkeypatch.setenv("BUCKET", "bucket")
-    with mock_aws():
-        boto3.client("s3").create_bucket(Bucket="bucket")
-        yield cold_start("collect_results")
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    return cold_start("collect_results")
 
 
-def put(number: int, body: bytes, artifact: bytes | None = ARTIFACT) -> None:
-    s3, folder = boto3.client("s3"), f"batches/b1/1/out/r{number}/"
+def put(number: int, body: bytes, artifact: bytes | None = ARTIFACT, attempt: str = "b1/1") -> None:
+    s3, folder = boto3.client("s3"), f"batches/{attempt}/out/r{number}/"
     s3.put_object(Bucket="bucket", Key=f"{folder}result.json", Body=body)
     if artifact is not None:
         s3.put_object(Bucket="bucket", Key=f"{folder}model.tar.gz", Body=artifact)
@@ -174,6 +172,33 @@ def test_what_a_failed_job_has_finished_is_finished(handler: ModuleType) -> None
     answer = handler.handle(event(item(0), item(1), failure=failure), None)["items"]
     assert [i["outcome"] for i in answer] == ["trained", "missing"]
     assert "died" in answer[1]["error"]["Cause"]
+
+
+def test_what_an_earlier_attempt_has_finished_counts(handler: ModuleType) -> None:
+    put(0, result("r0"))
+    put(1, result("r1"), attempt="b1/2")
+    put(2, result("r2"), attempt="b0/1")
+    put(3, result("r3"), artifact=None, attempt="b1/2")
+    put(3, result("r3"))
+    asked = {**event(*map(item, range(4))), "attempt": 2}
+    answer = handler.handle({**asked, "asked": {"earlier_job": "limner-batch-b0-2"}}, None)
+    assert [i["source"].split("/out/")[0] for i in answer["items"]] == [
+        *("batches/b1/1", "batches/b1/2", "batches/b0/1", "batches/b1/1")
+    ]
+    answer = handler.handle(asked, None)
+    assert [i["outcome"] for i in answer["items"]] == ["trained", "trained", "missing", "trained"]
+
+
+def test_nobody_is_trained_again_who_has_cancelled(handler: ModuleType) -> None:
+    put(0, result("r0"))
+    for number in range(2):
+        boto3.client("dynamodb").put_item(
+            TableName="requests",
+            Item={"request_id": {"S": f"r{number}"}, "cancel_requested": {"BOOL": True}},
+        )
+    answer = handler.handle(event(item(0), item(1), item(2)), None)["items"]
+    assert [i["outcome"] for i in answer] == ["trained", "failed", "missing"]
+    assert answer[1]["error"]["Error"] == "EXECUTION_STOPPED"
 
 
 def test_an_archive_of_many_megabytes_is_not_read(handler: ModuleType) -> None:

@@ -216,7 +216,7 @@ def test_two_dispatchers_at_the_same_time(world: World) -> None:
 
 def test_the_gate_gives_up_when_it_is_written_all_the_time(world: World) -> None:
     row = GateRow(Table(world.dynamodb, "requests"), world.time.clock())
-    holder = Launch.of([], batch=True).holder(world.rules, world.time.now_ms)
+    holder = Launch.of([], batch=True).holder(world.time.now_ms)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GateRow, "_write", lambda *_: False)
         with pytest.raises(LimnerError, match="THROTTLED"):

@@ -81,7 +81,7 @@ def test_many_users_make_a_batch_and_few_do_not() -> None:
     launch = next_launch(queue, Gate(), RULES, iso(NOW))
     assert launch is not None
     assert (launch.batch, names(launch)) == (True, ["r0", "r1", "r2"])
-    assert launch.holder(RULES, NOW).instances == 2
+    assert launch.holder(NOW).instances == 2
     single = next_launch(queue[:3], Gate(), RULES, iso(NOW))
     assert single is not None
     assert (single.batch, names(single)) == (False, ["r0"])
@@ -110,6 +110,41 @@ def test_a_request_that_a_job_has_left_undone_goes_on_alone() -> None:
     )
     assert then is not None
     assert (then.batch, names(then)) == (True, ["r0", "r1", "r2"])
+
+
+def test_what_a_batch_s_job_may_have_finished_is_looked_for() -> None:
+    item = {
+        "request_id": "r1",
+        "user_id": "zoe",
+        "model_id": "default",
+        "queued_at": iso(NOW),
+        "attempt": 2,
+        "job_name": "limner-batch-b1-3",
+    }
+    launch = next_launch([read_candidate(item)], Gate(), RULES, iso(NOW))
+    assert launch is not None
+    assert (launch.batch, names(launch), launch.instances) == (True, ["r1"], 1)
+    told = BatchInput.model_validate_json(launch.document())
+    assert (told.earlier_job, told.instances) == ("limner-batch-b1-3", 1)
+    single = next_launch(
+        [read_candidate({**item, "job_name": "limner-r1-1"})], Gate(), RULES, iso(NOW)
+    )
+    assert single is not None
+    assert not single.batch
+
+
+@pytest.mark.parametrize(("taken", "instances"), [(0, 2), (98, 2), (99, 1), (100, 1)])
+def test_a_batch_takes_the_places_that_are_free(taken: int, instances: int) -> None:
+    rules = replace(RULES, limits=replace(RULES.limits, max_instances=100))
+    gate = Gate(holders={f"x{n}": Holder((), 1, 0) for n in range(taken)})
+    queue = [waits(f"r{i}", f"user{i}", NOW + i) for i in range(5)]
+    launch = next_launch(queue, gate, rules, iso(NOW))
+    assert launch is not None
+    assert launch.batch
+    assert launch.holder(NOW).instances == instances
+    assert BatchInput.model_validate_json(launch.document()).instances == instances
+    admitted = isinstance(admit(gate, launch.name, launch.holder(NOW), rules.limits, NOW), Gate)
+    assert admitted == (taken < 100)
 
 
 def test_nine_requests_of_one_user_are_no_batch() -> None:
@@ -173,7 +208,7 @@ def _fill(
             return gate
         # The rate is beside the point here: what is waited for is a place.
         answer = admit(
-            replace(gate, tat_ms=0), launch.name, launch.holder(rules, now_ms), rules.limits, now_ms
+            replace(gate, tat_ms=0), launch.name, launch.holder(now_ms), rules.limits, now_ms
         )
         if not isinstance(answer, Gate):
             return gate

@@ -10,7 +10,7 @@ from botocore.exceptions import ClientError
 from lambdas.reconcile import logic
 from lambdas.reconcile.logic import Action, Facts, Run
 from limner.contracts import keys
-from limner.contracts.onboarding import OnboardingFailed
+from limner.contracts.onboarding import OnboardingFailed, OnboardingReady
 from tests.support.dispatching import (
     MACHINES,
     START_MS,
@@ -195,6 +195,62 @@ def test_a_trained_request_of_a_dead_batch_is_told_what_happened(world: World) -
     assert (world.model("user-r1", "default#v1") or {})["status"] == "FAILED"
 
 
+@pytest.mark.parametrize("status", ["TRAINING", "WAITING_FOR_CAPACITY"])
+def test_a_cancelled_request_of_a_dead_batch_does_not_come_back(world: World, status: str) -> None:
+    world.request("r1")
+    owner = world.claim("r1", "b1", batch=True)
+    world.request("r1", status=status, owner=owner, cancel_requested=True, queue=None)
+    world.end_execution("b1", "FAILED", batch=True)
+    tally = world.new_sweep().execution_ended(ended_event("b1", ["r1"]))
+    assert tally.repaired == 1
+    assert (world.row("r1")["status"], code(world)) == ("CANCELLED", "EXECUTION_STOPPED")
+    assert "active_request" not in (world.model("user-r1") or {})
+    assert told(world) == ["EXECUTION_STOPPED"]
+
+
+@pytest.mark.parametrize("queue", ["0", None])
+def test_a_cancelled_request_in_the_queue_is_not_started(world: World, queue: str | None) -> None:
+    world.request("r1", cancel_requested=True, queue=queue)
+    world.dispatch()
+    assert world.states.starts == []
+    world.time.pass_s(1000)
+    assert world.reconcile().repaired == 1
+    assert (world.row("r1")["status"], code(world)) == ("CANCELLED", "EXECUTION_STOPPED")
+    assert told(world) == ["EXECUTION_STOPPED"]
+
+
+def test_a_wish_to_cancel_that_comes_while_a_request_goes_back_wins(world: World) -> None:
+    world.request("r1")
+    world.claim("r1", "b1", batch=True)
+    record = world.row("r1")
+    world.put("requests", {**record, "cancel_requested": True})
+    assert not world.new_sweep()._repairs.requeue(record)
+    assert world.row("r1")["status"] == "TRAINING", "the next run ends it"
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("heard", [False, True])
+def test_ready_is_told_if_its_execution_could_not(world: World, batch: bool, heard: bool) -> None:
+    world.request("r1")
+    name = "b1" if batch else "r1-1"
+    owner = world.claim("r1", name, batch=batch)
+    ready = {"status": "READY", "owner": owner, "version": 3, "queue": None, "unannounced": True}
+    world.request("r1", **ready)
+    world.end_execution(name, "FAILED", batch=batch)
+    if heard:
+        world.new_sweep().execution_ended(ended_event(name, ["r1"], batch=batch))
+    else:
+        world.time.pass_s(1000)
+        assert world.reconcile().stuck == 0
+    (body,) = world.published
+    assert body == OnboardingReady.model_validate(body).model_dump()
+    assert (body["version"], body["target_model"]) == (3, "user-r1/default/v3.tar.gz")
+    assert not {"open", "unannounced"} & set(world.row("r1"))
+    world.time.pass_s(1000)
+    world.reconcile()
+    assert len(world.published) == 1
+
+
 def ended_event(name: str, requests: list[str], *, batch: bool = True) -> dict[str, Any]:
     told = [{"request_id": request} for request in requests]
     return {
@@ -238,6 +294,17 @@ def test_a_job_that_outlived_its_execution_is_stopped(world: World) -> None:
     world.time.pass_s(1000)
     assert world.reconcile().jobs_stopped == 1
     assert job["TrainingJobStatus"] == "Stopping"
+
+
+def test_jobs_that_a_batch_could_not_stop_are_stopped(world: World) -> None:
+    world.request("r1", attempt=2)  # back in the queue, or another's: the batch has let go
+    jobs = {1: "Failed", 2: "InProgress", 4: "InProgress"}
+    for attempt, status in jobs.items():
+        world.sagemaker.jobs[f"limner-batch-b1-{attempt}"] = {"TrainingJobStatus": status}
+    tally = world.new_sweep().execution_ended(ended_event("b1", ["r1"]))
+    assert tally.jobs_stopped == 1, "the fourth is none of its jobs: there was no third"
+    assert world.sagemaker.jobs["limner-batch-b1-2"]["TrainingJobStatus"] == "Stopping"
+    assert logic.MOST_JOBS == retries.MOST_INSTANCE_TYPES
 
 
 def test_also_when_record_failure_was_faster(world: World) -> None:
@@ -330,6 +397,28 @@ def test_a_place_of_the_gate(world: World, status: str | None, after_s: int, kep
     tally = world.reconcile()
     assert set(world.holders) == ({"r1-1"} if kept else set())
     assert tally.places_freed == (not kept)
+
+
+def test_a_place_that_aws_refuses_to_look_at_keeps_nobody_from_repair(world: World) -> None:
+    for name in ("r1", "r2"):
+        world.request(name)
+    world.dispatch()
+    world.request("r3", queue=None)
+    world.end_execution("r1-1", "SUCCEEDED")
+    world.end_execution("r2-1", "SUCCEEDED")
+    world.time.pass_s(1000)
+    describe = world.states.describe_execution
+
+    def refuse(*, executionArn: str) -> Any:  # noqa: N803
+        if executionArn.endswith("r1-1"):
+            raise refusal("AccessDeniedException", "DescribeExecution")
+        return describe(executionArn=executionArn)
+
+    world.states.describe_execution = refuse  # type: ignore[method-assign]
+    tally = world.reconcile()
+    assert (tally.failures, tally.places_freed) == (1, 1)
+    assert set(world.holders) == {"r1-1"}
+    assert "queue" in world.row("r3")
 
 
 # -- Runs -----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from lambdas.record_failure.logic import NotOursError
 from lambdas.shared.dynamo import Plain, to_attribute, to_plain
 from lambdas.shared.log import JsonLines
 from limner.contracts.errors import LimnerError
+from limner.contracts.onboarding import OnboardingInput
 
 ME, OTHER = "arn:execution:me", "arn:execution:other"
 BUSY_MODEL = {"last_version": 2, "live_version": 1, "active_request": "r1"}
@@ -77,12 +78,15 @@ class World:
             UpdateExpression="REMOVE unannounced",
         )
 
-    def ends(self, status: str = "ABORTED", error: str | None = None) -> dict[str, Any] | None:
-        """The rule's entrance."""
+    def ends(
+        self, status: str = "ABORTED", error: str | None = None, **told: Any
+    ) -> dict[str, Any] | None:
+        """The rule's entrance; ``told`` changes the execution's input, None takes a field out."""
+        whole = OnboardingInput(request_id="r1", user_id="ada").model_dump() | told
         detail = {
             "executionArn": ME,
             "status": status,
-            "input": '{"request_id": "r1"}',
+            "input": json.dumps({name: v for name, v in whole.items() if v is not None}),
             "error": error,
             "cause": None,
         }
@@ -121,6 +125,31 @@ def test_a_request_of_a_batch_that_was_cancelled_meanwhile_is_no_failure(world: 
     request = world.get("requests", request_id="r1")
     assert (request["status"], request["error"]["code"]) == ("CANCELLED", "EXECUTION_STOPPED")
     assert "active_request" not in world.get("models", user_id="ada", model_row="default")
+
+
+def test_a_cancelled_request_that_was_refused_the_claim_is_cancelled(world: World) -> None:
+    world.request(status="QUEUED", cancel_requested=True)
+    world.ends("FAILED", "REQUEST_ALREADY_CLAIMED")
+    request = world.get("requests", request_id="r1")
+    assert (request["status"], request["error"]["code"]) == ("CANCELLED", "EXECUTION_STOPPED")
+    assert len(world.published) == 1
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        *({"user_id": None}, {"model_id": None}, {"attempt": None}, {"retrain": None}),
+        *({"user_id": "eve"}, {"model_id": "other"}),
+    ],
+)
+def test_an_event_that_is_not_the_request_s_own_ends_no_healthy_one(
+    world: World, told: dict[str, Any]
+) -> None:
+    world.request(status="QUEUED")
+    assert world.ends("FAILED", "States.Runtime", **told) is None
+    assert world.get("requests", request_id="r1")["status"] == "QUEUED"
+    assert world.ends("FAILED", "States.Runtime") is not None
+    assert world.get("requests", request_id="r1")["status"] == "FAILED"
 
 
 def test_the_second_time_changes_nothing_and_says_the_same(world: World) -> None:
@@ -300,3 +329,36 @@ def test_the_log_holds_codes_and_no_text(world: World) -> None:
     assert [json.loads(line) for line in stream.getvalue().splitlines()] == [
         {"level": "INFO", "event": "END_NOW", "request_id": "r1", "code": "INTERNAL"}
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        ("PHOTO_TOO_SMALL", "caller"),
+        ("SageMaker.ResourceLimitExceededException", "aws"),
+        ("KeyError", "limner"),
+    ],
+)
+def test_a_failure_is_counted_once_by_whose_fault_it_is_and_by_no_name(
+    world: World, capsys: pytest.CaptureFixture[str], error: str, fault: str
+) -> None:
+    world.request(owner=ME)
+    world.fails(error, "the user's own words")
+    world.fails(error, "the user's own words")
+    world.ends("FAILED", error)
+    (line,) = capsys.readouterr().out.splitlines()
+    written = json.loads(line)
+    (directive,) = written.pop("_aws")["CloudWatchMetrics"]
+    assert directive["Dimensions"] == [["Stage", "Fault"]]
+    assert directive["Metrics"] == [{"Name": "FailedRequests", "Unit": "Count"}]
+    assert written == {"Stage": "test", "Fault": fault, "FailedRequests": 1}
+
+
+def test_who_wanted_the_end_has_not_failed(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.request(owner=ME, cancel_requested=True)
+    world.fails("DynamoDb.TransactionCanceledException", "[None, ConditionalCheckFailed]")
+    world.request(owner=ME)
+    world.ends("ABORTED")
+    assert capsys.readouterr().out == ""

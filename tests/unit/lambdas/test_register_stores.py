@@ -15,13 +15,17 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ReadTimeoutError
 from moto import mock_aws
 from PIL import Image
 
-from lambdas.register.stores import RangedFile
+from lambdas.register.logic import Form
+from lambdas.register.stores import BY_USER, RangedFile
 from lambdas.shared.log import JsonLines
+from limner.contracts import keys
 from limner.contracts.images import read_header
+from limner.contracts.limits import MAX_OPEN_REQUESTS
+from limner.registry import BY_USER as BY_USER_OF_THE_CLIENT
 from tests.unit.lambdas.register_world import asked, photo, submitted
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -37,8 +41,21 @@ def aws(environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         boto3.client("dynamodb").create_table(
             TableName="requests",
             BillingMode="PAY_PER_REQUEST",
-            AttributeDefinitions=[{"AttributeName": "request_id", "AttributeType": "S"}],
+            AttributeDefinitions=[
+                {"AttributeName": name, "AttributeType": "S"}
+                for name in ("request_id", "user_id", "created_at")
+            ],
             KeySchema=[{"AttributeName": "request_id", "KeyType": "HASH"}],
+            GlobalSecondaryIndexes=[
+                {
+                    "IndexName": BY_USER,
+                    "KeySchema": [
+                        {"AttributeName": "user_id", "KeyType": "HASH"},
+                        {"AttributeName": "created_at", "KeyType": "RANGE"},
+                    ],
+                    "Projection": {"ProjectionType": "ALL"},
+                }
+            ],
         )
         yield
 
@@ -101,6 +118,68 @@ def row(request_id: str) -> dict[str, Any] | None:
         .get_item(TableName="requests", Key={"request_id": {"S": request_id}})
         .get("Item")
     )
+
+
+@pytest.mark.parametrize("region", ["us-east-1", "eu-south-1"])
+def test_forms_go_to_the_bucket_s_own_region(
+    aws: None,
+    cold_start: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    region: str,
+) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", region)
+    bucket = cold_start("register").DESK.bucket
+    form = Form("uploads/alice/r1/1.png", {}, ())
+    host = "s3" if region == "us-east-1" else f"s3.{region}"
+    assert bucket.post(form, 900)["url"] == f"https://bucket.{host}.amazonaws.com/"
+
+
+def test_at_an_address_forms_have_the_bucket_in_their_path(
+    aws: None, cold_start: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:4566")
+    form = Form("uploads/alice/r1/1.png", {}, ())
+    bucket = cold_start("register").DESK.bucket
+    assert bucket.post(form, 900)["url"] == "http://127.0.0.1:4566/bucket"
+
+
+def test_a_user_has_so_many_open_requests_and_no_more(handler: ModuleType) -> None:
+    assert BY_USER == BY_USER_OF_THE_CLIENT
+    first = handler.handle(asked(client_token="0"), None)
+    for number in range(1, MAX_OPEN_REQUESTS):
+        handler.DESK.book.create(
+            {
+                "request_id": f"r{number}",
+                "user_id": "alice",
+                "created_at": f"2020-01-01T00:00:00.{number:03}Z",
+                "status": "QUEUED",
+                "open": "0",
+            }
+        )
+    error = handler.handle(asked(client_token="more"), None)["error"]
+    assert (error["code"], error["retryable"]) == ("TOO_MANY_REQUESTS", True)
+    assert row(keys.request_id_of_token("alice", "more")) is None
+    again = handler.handle(asked(client_token="0"), None)
+    assert again["request_id"] == first["request_id"], "a repetition is none too many"
+    assert "error" not in handler.handle(asked("bob"), None)
+    boto3.client("dynamodb").update_item(
+        TableName="requests",
+        Key={"request_id": {"S": "r1"}},
+        UpdateExpression="REMOVE #open",
+        ExpressionAttributeNames={"#open": "open"},
+    )
+    assert "error" not in handler.handle(asked(client_token="more"), None)
+
+
+def test_an_answer_that_never_comes_is_told_as_such(
+    handler: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(**_: Any) -> None:
+        raise ReadTimeoutError(endpoint_url="https://dynamodb")
+
+    monkeypatch.setattr(handler.DESK.book._table._client, "update_item", lose)
+    error = handler.handle(asked(), None)["error"]
+    assert (error["code"], error["message"]) == ("AWS_ERROR", "ReadTimeoutError.")
 
 
 def test_from_registering_to_the_queue(handler: ModuleType) -> None:

@@ -62,4 +62,6 @@ def test_an_error_gives_the_turn_back(world: World) -> None:
     assert first.take()
     assert not turn(world, "b").take()
     first.drop()
+    assert world.row(KEY["request_id"]) == {**KEY, "again": True}, "it is the next one's"
     assert turn(world, "b").take()
+    assert "again" not in world.row(KEY["request_id"])

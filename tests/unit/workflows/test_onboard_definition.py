@@ -108,7 +108,7 @@ def test_the_happy_path_is_the_one_in_the_picture() -> None:
         *("CheckModelStatus", "IsModelReady", "ClaimRequest", "ReserveVersion"),
         *("ReadReservation", "IsReservationOurs", "PlanTraining", "RecordAttempt", "FineTune"),
         *("RecordModel", "PublishArtifact", "SmokeTest", "ActivateModel", "NotifyReady"),
-        "Onboarded",
+        *("RecordReadyAnnouncement", "Onboarded"),
     ]
 
 
@@ -132,7 +132,7 @@ def test_the_happy_path_of_a_batch_is_the_one_in_the_picture() -> None:
     finish = batch["States"]["FinishAll"]["ItemProcessor"]
     assert happy_path(finish, finish["StartAt"], choices) == [
         *("WhatCameOfIt", "RecordModel", "PublishArtifact", "SmokeTest", "ActivateModel"),
-        *("NotifyReady", "Onboarded"),
+        *("NotifyReady", "RecordReadyAnnouncement", "Onboarded"),
     ]
 
 
@@ -160,7 +160,7 @@ def test_a_request_of_a_batch_passes_the_same_states_as_a_single_one() -> None:
                 continue
             shared += 1
             assert comparable(state, batch=True) == comparable(single, batch=False), name
-    assert shared == 19
+    assert shared == 20
 
 
 def test_the_troubles_of_a_batch_are_those_of_a_single_job() -> None:
@@ -252,7 +252,7 @@ def test_a_request_of_somebody_else_stays_untouched(name: str) -> None:
 
 
 def test_fixed_errors_are_in_the_registry() -> None:
-    for states, count in ((STATES, 4), (BATCH_STATES, 4)):
+    for states, count in ((STATES, 5), (BATCH_STATES, 5)):
         text = json.dumps(list(states.values()))
         fixed = set(re.findall(r'"Error": "([A-Z_]+)"', text))
         assert len(fixed) == count, fixed
@@ -263,7 +263,34 @@ def test_fixed_errors_are_in_the_registry() -> None:
 def test_every_write_has_a_condition(name: str) -> None:
     found = list(writes(MACHINES[name]))
     assert [state for state, write in found if not write.get("ConditionExpression")] == []
-    assert len(found) == {"onboard": 11, "onboard_batch": 12}[name]
+    assert len(found) == {"onboard": 12, "onboard_batch": 13}[name]
+
+
+@every_machine
+def test_a_claim_is_of_the_row_s_own_user_and_model(name: str) -> None:
+    states = all_states(MACHINES[name])
+    for task in ("ClaimRequest", "RecordAlreadyReady"):
+        condition = states[task]["Parameters"]["ConditionExpression"]
+        assert condition.startswith("#user_id = :user AND #model_id = :model AND ("), task
+        values = states[task]["Parameters"]["ExpressionAttributeValues"]
+        assert (values[":user"], values[":model"]) == ({"S.$": "$.user_id"}, {"S.$": "$.model_id"})
+
+
+@every_machine
+def test_only_a_job_of_our_own_is_adopted(name: str) -> None:
+    states = all_states(MACHINES[name])
+    first = states["IsJobDone"]["Choices"][0]
+    assert (next(iter(first)), first["Next"]) == ("Not", "JobNotOurs")
+    mark, whose = {
+        "onboard": ("LIMNER_REQUEST_ID", "$.request_id"),
+        "onboard_batch": ("LIMNER_BATCH_ID", "$.batch_id"),
+    }[name]
+    assert first["Not"]["And"][1] == {
+        "Variable": f"$.report.job.Environment.{mark}",
+        "StringEqualsPath": whose,
+    }
+    job = next(s for s in states.values() if "CheckpointConfig" in s.get("Parameters", {}))
+    assert job["Parameters"]["Environment"][f"{mark}.$"] == whose
 
 
 @every_machine
@@ -304,8 +331,13 @@ def test_the_indexes_are_left_when_it_is_time(name: str) -> None:
             continue
         update = write["UpdateExpression"]
         removed = set(re.findall(r"#\w+", update.partition("REMOVE")[2]))
-        if state in {"ActivateModel", "RecordAlreadyReady"}:
+        if state == "RecordAlreadyReady":
             assert {"#open", "#queue"} <= removed, state
+        elif state == "ActivateModel":
+            assert removed == {"#queue"}, "open until the app was told: reconcile looks there"
+            assert "#unannounced = :true" in update
+        elif state == "RecordReadyAnnouncement":
+            assert removed == {"#unannounced", "#open"}
         elif state == "ClaimRequest":
             assert removed == {"#queue", "#lease_until"}
         elif state == "Requeue":

@@ -39,6 +39,8 @@ LOOKING = ("IsJobDone", "MayLookAgain", "CountLook", "WaitForJob", "AwaitJob")
         (retries.LAMBDA, 94),
         (retries.FUNCTION, 94),
         (retries.MODEL_LOADING, 8 * 60 + 11),
+        (retries.COLLECT, 98 * 60),
+        (retries.NOTE, 3),
         (retries.LOOK, 5),
     ],
 )
@@ -58,6 +60,11 @@ def test_a_model_has_longer_to_load_than_the_platform_allows_itself() -> None:
     assert retries.MODEL_LOADING.longest_wait_s() > 360
 
 
+def test_results_outlast_an_outage_of_an_hour() -> None:
+    assert retries.COLLECT.longest_wait_s() > 3600
+    assert not retries.COLLECT.jitter, "which could halve it"
+
+
 def test_a_full_quota_is_waited_for_half_a_day() -> None:
     assert retries.QUOTA_WAITS * retries.CAPACITY_WAIT_S == 12 * 3600
 
@@ -70,7 +77,7 @@ def test_every_policy_ends_within_a_day(policy: TaskPolicy) -> None:
 @pytest.mark.parametrize("policy", EVERY_POLICY)
 def test_whoever_competes_waits_a_random_part(policy: TaskPolicy) -> None:
     for retrier in policy.retriers:
-        if retrier.attempts and retrier is not retries.MODEL_LOADING:
+        if retrier.attempts and retrier not in (retries.MODEL_LOADING, retries.COLLECT):
             assert retrier.jitter, retrier
 
 
@@ -134,6 +141,7 @@ def longest_item() -> int:
     broken = (
         published
         - events_of(ONBOARD_BATCH, "NotifyReady")
+        - events_of(ONBOARD_BATCH, "RecordReadyAnnouncement")
         + all_of(ONBOARD_BATCH, retries.failure(retries.ITEM_FAILURE))
     )
     steps = EVENTS_PER_STEP * sum(
