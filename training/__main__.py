@@ -14,15 +14,12 @@ from limner.contracts.errors import LimnerError
 from training.failures import MAX_FAILURE_CHARS, unforeseen
 from training.files import write_atomically
 from training.settings import failure_file, read_settings
-
-
-class _Stopped(BaseException):
-    """SIGTERM came. No Exception, so that no library takes it for an error of its own."""
+from training.stopping import STOP, StoppedError
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)  # once is enough; the reason must still be written
-    raise _Stopped
+    STOP.ask()
 
 
 def _fail(error: LimnerError) -> int:
@@ -45,7 +42,7 @@ def main() -> int:
         train(read_settings())
     except LimnerError as error:
         return _fail(error)
-    except _Stopped:
+    except StoppedError:
         return _fail(LimnerError("TRAINING_STOPPED"))
     except Exception as error:  # noqa: BLE001 - the process boundary
         return _fail(unforeseen(error))

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from limner.contracts.tasks import ARTIFACT_FILE, TaskError, TaskResult
 from training.archive import write_archive
 from training.base import Base
+from training.checkpoints import Checkpoints
 from training.failures import MAX_FAILURE_CHARS
 from training.job import Work
 from training.progress import event_line, say
@@ -19,22 +20,33 @@ from training.runner import Outcome, Runner
 from training.settings import Settings
 
 
-def train_all(settings: Settings, base: Base, works: Iterable[Work]) -> None:
+def train_all(
+    settings: Settings,
+    base: Base,
+    works: Iterable[Work],
+    *,
+    ended: Iterable[Work] = (),
+    host: int = 0,
+) -> None:
     """Does the tasks, many at once; each result is kept as soon as it is there.
 
     Args:
         settings: Where the results go.
         base: The frozen base.
         works: What is to be done; what has the same shape is done in this order.
+        ended: What has a result already.
+        host: Position of this host.
     """
+    checkpoints = Checkpoints.of(settings, host)
     runner = Runner(
         base,
         rows=settings.rows,
         previews_dir=lambda work: settings.task_dir(work.request_id),
         parts_dir=settings.parts_dir,
         is_signed=True,
+        checkpoints=checkpoints,
     )
-    for outcome in runner.run(works):
+    for outcome in runner.run(works, ended):
         result = _keep(settings, outcome)
         write_result(settings, result)
         code = {"code": result.error.code} if result.error else {}
@@ -47,6 +59,7 @@ def train_all(settings: Settings, base: Base, works: Iterable[Work]) -> None:
                 **code,
             )
         )
+    checkpoints.finish()
 
 
 def _keep(settings: Settings, outcome: Outcome) -> TaskResult:

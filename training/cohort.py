@@ -16,9 +16,10 @@ the one that peft and torch train for the user alone, without any cache.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,6 +51,8 @@ REPORT_EVERY: Final = 10
 CPU_LANES: Final = 2
 # torch.nn.utils.clip_grad_norm_ adds this to the norm.
 _CLIP_EPSILON: Final = 1e-6
+# What AdamW keeps of a row.
+_MOMENTS: Final = frozenset({"step", "exp_avg", "exp_avg_sq"})
 
 
 def set_threads(cpus: int) -> None:
@@ -142,10 +145,7 @@ class Learner:
             return
         self.loss = torch.stack(self._losses).mean().item()
         self._losses = []
-        if not math.isfinite(self.loss):
-            self.error = LimnerError(
-                "TRAINING_DIVERGED", f"The loss of step {self.step} is no number."
-            )
+        if not self._is_sound():
             return
         say(
             step_line(
@@ -156,6 +156,30 @@ class Learner:
                 request=self.name,
             )
         )
+
+    def state(self) -> dict[str, Tensor]:
+        """What the next steps and reports depend on; ``restore`` takes it."""
+        return {
+            "draw": self.draw.get_state(),
+            "losses": torch.stack(self._losses) if self._losses else torch.empty(0),
+            "progress": torch.tensor([self.step, self.loss, self.seconds], dtype=torch.float64),
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Goes back to where ``state`` was asked for."""
+        self.draw.set_state(state["draw"])
+        self._losses = list(state["losses"].to(self.material.latents.device, copy=True))
+        step, self.loss, self.seconds = state["progress"].tolist()
+        self.step = int(step)
+        if self.step >= min(REPORT_EVERY, self.config.steps):
+            self._is_sound()
+
+    def _is_sound(self) -> bool:
+        """Whether the last report's loss is a number; else he has ended."""
+        if math.isfinite(self.loss):
+            return True
+        self.error = LimnerError("TRAINING_DIVERGED", f"The loss of step {self.step} is no number.")
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +319,45 @@ class Cohort:
         for learner, loss in zip(self.learners, losses, strict=True):
             learner.count(loss, seconds, self._say, images / seconds)
         return [learner for learner in self.learners if learner.has_ended]
+
+    # -- Between two steps ------------------------------------------------------------------------
+
+    def layout(self) -> str:
+        """Digest of where each matrix lies in a slot's row, and in which precision."""
+        places = repr((self.bank.places, self.bank.weights.dtype))
+        return hashlib.sha256(places.encode()).hexdigest()
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies on the CPU of all that cannot be computed again, ``<slot>.<name>``."""
+        return {
+            f"{slot}.{name}": tensor.detach().to("cpu", copy=True)
+            for slot, (learner, row) in enumerate(zip(self.learners, self._rows, strict=False))
+            for name, tensor in {
+                "weights": row,
+                **self._optimizer.state.get(row, {}),
+                **learner.state(),
+            }.items()
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Goes back to where ``state`` was asked for.
+
+        Args:
+            state: Of a cohort of the same layout, whose learners have entered this one in the
+                order of their slots.
+        """
+        for slot, (learner, row) in enumerate(zip(self.learners, self._rows, strict=False)):
+            prefix = f"{slot}."
+            own = {
+                name.removeprefix(prefix): tensor
+                for name, tensor in state.items()
+                if name.startswith(prefix)
+            }
+            row.copy_(own["weights"])
+            learner.restore(own)
+            moments = {name: own[name].to(row.device, copy=True) for name in _MOMENTS & own.keys()}
+            if moments:  # before his first step AdamW knows nothing of him
+                self._optimizer.state[row] = moments
 
     # -- One step ---------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +66,7 @@ def produce(
     started: float,
     previews_dir: Path,
     parts_dir: Path,
+    pause: Callable[[], None],
 ) -> Made:
     """Draws the first images of a trained learner, and makes its artifact.
 
@@ -78,6 +79,7 @@ def produce(
         started: When the work began, by ``time.perf_counter``.
         previews_dir: Where the first images go; SageMaker's checkpoint sync takes them to S3.
         parts_dir: Where unfinished files lie.
+        pause: Called after each image: a moment at which the work may be interrupted.
 
     Raises:
         LimnerError: ``TRAINING_DIVERGED``, or ``TRAINING_FAILED`` where the memory is too small.
@@ -88,6 +90,7 @@ def produce(
         for index, prompt in enumerate(work.config.preview_prompts):
             _write_preview(work.config, base, prompt, index, previews_dir, parts_dir)
             first_image_s = first_image_s or time.perf_counter() - started
+            pause()
     metrics = {
         "loss": learner.loss,
         "steps": work.config.steps,

@@ -44,27 +44,31 @@ def _train_one(settings: Settings, job: Job, started: float) -> None:
     say(event_line("checked", photos=len(photos), seconds=time.perf_counter() - started))
 
     from training.artifact import write_members  # torch comes in here, not earlier
+    from training.checkpoints import Checkpoints
     from training.production import open_base
     from training.runner import Runner
 
+    checkpoints = Checkpoints.of(settings)
     runner = Runner(
         open_base(job.base_dir),
         rows=settings.rows,
         previews_dir=lambda _: settings.checkpoint_dir,
         parts_dir=settings.parts_dir,
         is_signed=False,
+        checkpoints=checkpoints,
     )
     (outcome,) = runner.run([work])
     if outcome.made is None:
         raise outcome.error or LimnerError("TRAINING_FAILED")
     write_members(settings.model_dir, outcome.made.members)
+    checkpoints.finish()
     # images_per_second is not said once more: SageMaker would take the line for another reading.
     timings = {name: s for name, s in outcome.made.timings.items() if name.endswith("_seconds")}
     say(event_line("trained", seconds=time.perf_counter() - started, **timings))
 
 
 def _train_batch(settings: Settings, job: Job) -> None:
-    todo = []
+    todo, ended = [], []
     for work in job.share:
         result = finished(settings, work.request_id)
         if result is None:
@@ -72,10 +76,12 @@ def _train_batch(settings: Settings, job: Job) -> None:
         else:
             # An earlier start of this job did it: spot interruptions and RetryStrategy start anew.
             say(event_line("kept", request=work.request_id, status=result.status))
+            ended.append(work)
     if not todo:
         return
 
     from training.batch import train_all  # torch comes in here, not earlier
     from training.production import open_base
 
-    train_all(settings, open_base(job.base_dir), todo)
+    base = open_base(job.base_dir)
+    train_all(settings, base, todo, ended=ended, host=job.resources.index)

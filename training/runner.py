@@ -8,6 +8,8 @@
 
 Trouble of a request is its own outcome. Trouble of the machine, such as a full disk or a lost
 accelerator, is nobody's: it ends the job, and what has no outcome yet is done on another machine.
+That one goes on from the last checkpoint. Whom it names is trained along even if he had an outcome
+since then, but has no second one: who shares a pass decides the last bits of its sums.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ from __future__ import annotations
 import gc
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,12 +28,14 @@ import torch
 
 from limner.contracts.errors import LimnerError
 from training.base import Base
+from training.checkpoints import Checkpoint, Checkpoints, Member, Plan
 from training.cohort import Cohort, Learner, Shape
 from training.failures import unforeseen
 from training.job import Work
 from training.photos import keep_side_px, load_photos
 from training.production import Made, MemoryShortageError, memory_errors, produce
 from training.progress import event_line, say
+from training.stopping import STOP, Stop
 
 # More adapters in one pass than this gain nothing that was measured.
 MAX_SLOTS: Final = 32
@@ -53,7 +58,7 @@ class Outcome:
     seconds: float
 
 
-@dataclass
+@dataclass(eq=False)
 class _Run:
     """A work that is in a cohort."""
 
@@ -73,6 +78,8 @@ class Runner:
             to S3.
         parts_dir: Where unfinished files lie.
         is_signed: Whether progress lines name their request.
+        checkpoints: What an earlier start left, and what this one leaves.
+        stop: Whether to end between two steps.
     """
 
     def __init__(
@@ -83,36 +90,66 @@ class Runner:
         previews_dir: Callable[[Work], Path],
         parts_dir: Path,
         is_signed: bool,
+        checkpoints: Checkpoints,
+        stop: Stop = STOP,
     ) -> None:
         self._base = base
         self._rows = rows
         self._previews_dir = previews_dir
         self._parts_dir = parts_dir
         self._is_signed = is_signed
+        self._checkpoints = checkpoints
+        self._stop = stop
+        self._ended: frozenset[str] = frozenset()
 
-    def run(self, works: Iterable[Work]) -> Iterator[Outcome]:
+    def run(self, works: Iterable[Work], ended: Iterable[Work] = ()) -> Iterator[Outcome]:
         """Does all works; yields each outcome as soon as it is there.
 
         Works of the same shape share a cohort; the shapes are taken in the order in which they
-        appear, and within them the works in their own order.
+        appear, and within them the works in their own order. A cohort that a checkpoint knows
+        comes first.
+
+        Args:
+            works: What is to be done.
+            ended: What an earlier start has done, and a checkpoint may still name.
+
+        Raises:
+            StoppedError: If that was asked for; the state is saved then.
         """
+        todo = {work.request_id: work for work in works}
+        known = todo | {work.request_id: work for work in ended}
+        self._ended = frozenset(known.keys() - todo.keys())
+        found = self._checkpoints.find(self._base.digest, known)
+        if found is not None and not todo.keys().isdisjoint(found.plan.names):
+            named = [known[name] for name in found.plan.names]
+            yield from self._run_group(Shape.of(named[0].config), deque(named), found)
+            todo = {name: work for name, work in todo.items() if name not in found.plan.names}
         groups: dict[Shape, list[Work]] = {}
-        for work in works:
+        for work in todo.values():
             groups.setdefault(Shape.of(work.config), []).append(work)
         for shape, group in groups.items():
             yield from self._run_group(shape, deque(group))
 
-    def _run_group(self, shape: Shape, waiting: deque[Work]) -> Iterator[Outcome]:
+    def _run_group(
+        self, shape: Shape, waiting: deque[Work], found: Checkpoint | None = None
+    ) -> Iterator[Outcome]:
         slots = min(max(1, self._rows // shape.batch_size), MAX_SLOTS, len(waiting))
         while waiting:
-            with self._cohort(shape, waiting, slots) as cohort:
-                running: list[_Run] = []
+            rank = max(work.config.rank for work in waiting)
+            if found is not None:
+                slots, rank = found.plan.slots, found.plan.rank
+            with self._cohort(shape, rank, slots) as cohort:
+                running = self._resume(cohort, waiting, found) if found is not None else []
+                found = None
                 try:
-                    yield from self._fill_and_step(cohort, waiting, running)
+                    with self._stop.patience():
+                        yield from self._fill_and_step(cohort, waiting, running)
                 except MemoryShortageError as error:
                     error.__cause__ = error.__traceback__ = None
                     if len(running) == 1:
-                        yield self._failed(running[0].work, error, running[0].started)
+                        (run,) = running
+                        if self._is_wanted(run.work):
+                            yield self._failed(run.work, error, run.started)
                     else:
                         # Nobody's result depends on how many others there are.
                         waiting.extendleft(run.work for run in reversed(running))
@@ -122,8 +159,19 @@ class Runner:
     def _fill_and_step(
         self, cohort: Cohort, waiting: deque[Work], running: list[_Run]
     ) -> Iterator[Outcome]:
-        while waiting or running:
+        """The loop; what a turn does follows from what a checkpoint has, and from nothing else."""
+        if len(waiting) > 1 and not running:
+            # Before the first outcome: a restart without that work would have other passes.
+            self._save(cohort, waiting, running)
+        pause = partial(self._pause, cohort, waiting, running)
+        while any(map(self._is_wanted, (*waiting, *(run.work for run in running)))):
+            while (run := _first_ended(cohort, running)) is not None:
+                if self._is_wanted(run.work):
+                    yield self._end(cohort, run, pause)
+                running.remove(run)
+                cohort.leave(run.learner)
             while waiting and cohort.has_room:
+                pause()
                 work = waiting.popleft()
                 started = time.perf_counter()
                 if self._is_signed:
@@ -132,16 +180,14 @@ class Runner:
                     with self._own_errors():
                         running.append(self._begin(cohort, work, started))
                 except LimnerError as error:
-                    yield self._failed(work, error, started)
-            if not running:
-                continue
-            with memory_errors():
-                ended = cohort.step()
-            for learner in ended:
-                (run,) = (run for run in running if run.learner is learner)
-                running.remove(run)
-                yield self._end(cohort, run)
-                cohort.leave(learner)
+                    failed = self._failed(work, error, started)
+                    if self._is_wanted(work):
+                        yield failed
+            if running:
+                pause()
+                with memory_errors():
+                    cohort.step()
+        waiting.clear()  # who is left has his outcome
 
     def _begin(self, cohort: Cohort, work: Work, started: float) -> _Run:
         photos = load_photos(work.photos_dir, keep_side_px=keep_side_px(self._base.card))
@@ -150,7 +196,7 @@ class Runner:
         cohort.enter(learner)
         return _Run(work, learner, len(photos), started)
 
-    def _end(self, cohort: Cohort, run: _Run) -> Outcome:
+    def _end(self, cohort: Cohort, run: _Run, pause: Callable[[], None]) -> Outcome:
         try:
             with self._own_errors():
                 if run.learner.error is not None:
@@ -164,16 +210,69 @@ class Runner:
                     started=run.started,
                     previews_dir=self._previews_dir(run.work),
                     parts_dir=self._parts_dir,
+                    pause=pause,
                 )
         except LimnerError as error:
             return self._failed(run.work, error, run.started)
         return Outcome(run.work, made, None, time.perf_counter() - run.started)
 
+    def _is_wanted(self, work: Work) -> bool:
+        """Whether a work is without an outcome from an earlier start."""
+        return work.request_id not in self._ended
+
     def _failed(self, work: Work, error: LimnerError, started: float) -> Outcome:
-        # The error holds its frames, and they hold tensors.
-        error.__cause__ = error.__context__ = error.__traceback__ = None
-        self._recover()
+        self._forget(error)
         return Outcome(work, None, error, time.perf_counter() - started)
+
+    # -- Interruptions ----------------------------------------------------------------------------
+
+    def _pause(self, cohort: Cohort, waiting: Sequence[Work], running: Sequence[_Run]) -> None:
+        """A moment between two steps, or two images: saves if it is time, ends if that is asked."""
+        if self._checkpoints.is_due or self._stop.is_asked:
+            self._save(cohort, waiting, running)
+        self._stop.obey()
+
+    def _save(self, cohort: Cohort, waiting: Sequence[Work], running: Sequence[_Run]) -> None:
+        now = time.perf_counter()
+        runs = {id(run.learner): run for run in running}
+        in_slots = [runs[id(learner)] for learner in cohort.learners]
+        plan = Plan(
+            base_sha256=self._base.digest,
+            layout=cohort.layout(),
+            rank=cohort.bank.rank,
+            slots=cohort.bank.slots,
+            running=tuple(Member.of(run.work, now - run.started) for run in in_slots),
+            waiting=tuple(Member.of(work) for work in waiting),
+        )
+        self._checkpoints.save(plan, cohort.state())
+
+    def _resume(self, cohort: Cohort, waiting: deque[Work], found: Checkpoint) -> list[_Run]:
+        """Puts the first of those who wait where a checkpoint had them.
+
+        Returns:
+            Who is in training now; nobody if the checkpoint is of no use here.
+        """
+        running: list[_Run] = []
+        try:
+            if found.plan.layout != cohort.layout():
+                raise LimnerError("TRAINING_FAILED", "The bank has another layout.")
+            with self._own_errors():
+                now = time.perf_counter()
+                for member, work in zip(found.plan.running, waiting, strict=False):
+                    running.append(self._begin(cohort, work, now - member.elapsed_s))
+                cohort.restore(found.tensors)
+        except LimnerError as error:
+            # A photo that is gone, a smaller machine: the loop will meet it again, and say whose
+            # trouble it is.
+            self._forget(error)
+            for run in reversed(running):
+                cohort.leave(run.learner)
+            say(event_line("passed_over", checkpoint="found", reason=error.code))
+            return []
+        for _ in running:
+            waiting.popleft()
+        say(event_line("resumed", learners=len(running), waiting=len(waiting)))
+        return running
 
     @contextmanager
     def _own_errors(self) -> Iterator[None]:
@@ -187,18 +286,17 @@ class Runner:
             raise unforeseen(error) from error
 
     @contextmanager
-    def _cohort(self, shape: Shape, waiting: Iterable[Work], slots: int) -> Iterator[Cohort]:
-        cohort = Cohort(
-            self._base,
-            shape,
-            rank=max(work.config.rank for work in waiting),
-            slots=slots,
-            say=say,
-        )
+    def _cohort(self, shape: Shape, rank: int, slots: int) -> Iterator[Cohort]:
+        cohort = Cohort(self._base, shape, rank=rank, slots=slots, say=say)
         try:
             yield cohort
         finally:
             cohort.close()
+
+    def _forget(self, error: LimnerError) -> None:
+        """Lets go of an error's frames, which hold tensors."""
+        error.__cause__ = error.__context__ = error.__traceback__ = None
+        self._recover()
 
     def _recover(self) -> None:
         """Gives back what a failed work held, and asks the accelerator for a sign of life.
@@ -210,3 +308,11 @@ class Runner:
         if self._base.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.ones(1, device=self._base.device).sum().item()
+
+
+def _first_ended(cohort: Cohort, running: Iterable[_Run]) -> _Run | None:
+    """Of those who have ended, the one in the first slot."""
+    for learner in cohort.learners:
+        if learner.has_ended:
+            return next(run for run in running if run.learner is learner)
+    return None

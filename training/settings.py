@@ -26,6 +26,8 @@ class Settings(BaseSettings):
         model_id: Which of the user's models.
         rows: Images that one pass through the UNet may hold: a batch's requests are trained
             together, as many as have room (docs/bases.md says what a row costs).
+        checkpoint_every_s: What an interruption may cost at most, in seconds of training. A
+            checkpoint holds three times the adapters in training, in float32.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
@@ -35,6 +37,9 @@ class Settings(BaseSettings):
     request_id: RequestId | None = Field(default=None, validation_alias="LIMNER_REQUEST_ID")
     model_id: ModelId = Field(default=DEFAULT_MODEL_ID, validation_alias="LIMNER_MODEL_ID")
     rows: int = Field(default=16, ge=1, le=4096, validation_alias="LIMNER_ROWS")
+    checkpoint_every_s: float = Field(
+        default=60, ge=0, le=3600, validation_alias="LIMNER_CHECKPOINT_S"
+    )
 
     @property
     def config_dir(self) -> Path:
@@ -59,6 +64,11 @@ class Settings(BaseSettings):
     def task_dir(self, request_id: str) -> Path:
         """Where a batch leaves what it made of one task."""
         return self.checkpoint_dir / request_id
+
+    @property
+    def state_dir(self) -> Path:
+        """Where a cohort in training is kept; no request's id has an underscore."""
+        return self.checkpoint_dir / "_state"
 
     @property
     def parts_dir(self) -> Path:
