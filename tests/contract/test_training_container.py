@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -203,8 +203,10 @@ def test_a_second_host_ends_well_and_leaves_nothing(tmp_path: Path, base_dir: Pa
     assert container.members() == set()
 
 
-def terminate_at(process: subprocess.Popen[str], sign: str) -> str:
-    """Sends SIGTERM as soon as the log has the sign; returns the log."""
+def end_at(
+    process: subprocess.Popen[str], sign: str, number: int = signal.SIGTERM
+) -> tuple[str, float]:
+    """Sends a signal as soon as the log has the sign; returns the log and the seconds it took."""
     lines = []
     try:
         assert process.stdout is not None
@@ -213,21 +215,23 @@ def terminate_at(process: subprocess.Popen[str], sign: str) -> str:
         while not lines or sign not in lines[-1]:
             assert process.poll() is None
             lines.append(process.stdout.readline())
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         asked = time.monotonic()
         rest, _ = process.communicate(timeout=30)
-        assert time.monotonic() - asked < 15
+        seconds = time.monotonic() - asked
+        assert seconds < 15
     finally:
         process.kill()
-    return "".join(lines) + rest
+    return "".join(lines) + rest, seconds
 
 
 def test_sigterm_ends_the_job_promptly_and_cleanly(tmp_path: Path, base_dir: Path) -> None:
     long = CONFIG.model_copy(update={"steps": 20_000})
     container = prepare(tmp_path / "ml", base_dir, long)
     with container.start() as process:
-        terminate_at(process, "step=")
+        log, _ = end_at(process, "step=")
     assert process.returncode == 1
+    assert "event=saved learners=1" in log
     assert container.failure.startswith("TRAINING_STOPPED: ")
     assert container.members() == set()
 
@@ -289,7 +293,7 @@ def test_a_batch_on_two_hosts(
     hosts(container, "algo-1", "algo-1", "algo-2")
     code, out, err = container.run(wish=BATCH)
     assert (code, err, container.failure) == (0, "", "")
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["bad", "r1"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["_state", "bad", "r1"]
     failed = result_of(container, "bad")
     assert failed.error == TaskError(
         code="PHOTO_NOT_AN_IMAGE", message="'portrait-1.png' is not a PNG, JPEG or WebP image."
@@ -321,7 +325,7 @@ def test_a_batch_on_two_hosts(
     # The second host is stopped in the middle of its second task.
     hosts(container, "algo-2", "algo-1", "algo-2")
     with container.start(wish=BATCH) as process:
-        out = terminate_at(process, "step=10 ")
+        out, _ = end_at(process, "step=10 ")
     assert process.returncode == 1
     assert container.failure.startswith("TRAINING_STOPPED: ")
     assert "event=task request=r3 status=trained" in out
@@ -337,3 +341,75 @@ def test_a_batch_on_two_hosts(
     assert re.findall(r"event=kept request=(\S+)", out) == ["bad", "r1"]
     assert "event=loaded" not in out
     assert state_of(checkpoints) == before
+
+
+# -- Interruptions --------------------------------------------------------------------------------
+
+
+def adapters_of(container: Container) -> dict[str, bytes]:
+    """The adapter of each artifact, by its place."""
+    found = {
+        path.as_posix(): path.read_bytes() for path in container.root.glob(f"model/{form.ADAPTER}")
+    }
+    for path in container.root.glob("checkpoints/*/model.tar.gz"):
+        with tarfile.open(path) as tar:
+            member = tar.extractfile(form.ADAPTER)
+            assert member is not None
+            found[path.as_posix()] = member.read()
+    return {name.removeprefix(container.root.as_posix()): data for name, data in found.items()}
+
+
+def job_of(users: int, root: Path, base_dir: Path) -> tuple[Container, Mapping[str, str]]:
+    """A job of one request, or a batch of more users than slots."""
+    configs = [
+        CONFIG.model_copy(update={"steps": steps, "seed": steps, "preview_prompts": ()})
+        for steps in (150, 40, 120)[:users]
+    ]
+    if users == 1:
+        return prepare(root, base_dir, configs[0]), WISH
+    container = prepare_folders(root, base_dir, ("photos", "tasks"))
+    lines = []
+    for number, config in enumerate(configs):
+        draw_photos(root / "input/data/photos/Berenice" / f"r{number}")
+        lines.append(task_line(f"r{number}", 0, config))
+    (root / "input/data/tasks/tasks.jsonl").write_text("".join(lines))
+    return container, {**BATCH, "LIMNER_ROWS": "4"}
+
+
+@pytest.mark.parametrize("users", [1, 3], ids=["alone", "three-in-two-slots"])
+def test_a_job_that_is_killed_and_stopped_ends_with_the_same_bytes(
+    tmp_path: Path,
+    base_dir: Path,
+    record_property: Callable[[str, object], None],
+    users: int,
+) -> None:
+    unharmed, wish = job_of(users, tmp_path / "unharmed", base_dir)
+    code, _, err = unharmed.run(wish=wish)
+    assert code == 0, err + unharmed.failure
+
+    container, _ = job_of(users, tmp_path / "ml", base_dir)
+    wish = {**wish, "LIMNER_CHECKPOINT_S": "0.2"}
+    with container.start(wish=wish) as process:
+        end_at(process, "step=50 ", signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    left = state_of(container.root / "checkpoints").keys()
+
+    with container.start(wish=wish) as process:
+        log, seconds = end_at(process, "step=80 ")
+    assert (process.returncode, container.failure[:18]) == (1, "TRAINING_STOPPED: ")
+    assert "event=resumed learners=" in log
+    (container.root / "output" / "failure").unlink()
+
+    code, out, err = container.run(wish=wish)
+    assert (code, err) == (0, "")
+    assert f"event=resumed learners={min(users, 2)}" in out
+    assert [step for step in re.findall(r" ?step=([0-9]+)", out) if int(step) < 80] == []
+    assert adapters_of(container) == adapters_of(unharmed)
+    assert len(adapters_of(container)) == users
+    assert left <= state_of(container.root / "checkpoints").keys()
+    saved = re.findall(r"event=saved learners=\d seconds=(\S+)", log)
+    record_property(
+        "figure",
+        f"P8 {users} user(s), SIGKILL, then SIGTERM, in a process of their own: bit-identical; from"
+        f" SIGTERM to saved and ended {seconds:.2f} s (the file itself {float(saved[-1]):.3f} s)",
+    )
