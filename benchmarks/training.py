@@ -106,7 +106,7 @@ def alone(base: Base, steps: int, *, cached: bool) -> Round:
                 latents, text = kept.latents, kept.text
             else:
                 latents = encode(base, [images[step % PHOTOS]])
-                text = embed(base, config.instance_prompt)
+                text, _ = embed(base, config.instance_prompt)
             clean, noise, timesteps = draw_batch(base, latents, config.batch_size, draw)
             noisy, wanted = add_noise(base, clean, noise, timesteps)
             predicted = unet(noisy, timesteps, text, return_dict=False)[0]

@@ -19,15 +19,16 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from limner.contracts.errors import LimnerError
 from limner.contracts.training import TrainingConfig
@@ -65,17 +66,34 @@ class Shape:
     """What the learners of a cohort have in common.
 
     Attributes:
-        batch_size: Images a step.
+        batch_size: Photos a step.
         target: Which layers get an adapter.
+        has_prior: Whether as many class images are seen beside them.
+        is_checkpointed: Whether activations are computed twice.
+        precision: Of the frozen weights.
     """
 
     batch_size: int
     target: str
+    has_prior: bool = False
+    is_checkpointed: bool = False
+    precision: str = "auto"
 
     @classmethod
     def of(cls, config: TrainingConfig) -> Shape:
         """The shape that a config asks for."""
-        return cls(config.batch_size, config.target)
+        return cls(
+            config.batch_size,
+            config.target,
+            has_prior=config.prior_images > 0,
+            is_checkpointed=config.gradient_checkpointing,
+            precision=config.precision,
+        )
+
+    @property
+    def rows(self) -> int:
+        """Rows of a learner in a pass through the UNet."""
+        return self.batch_size * (2 if self.has_prior else 1)
 
 
 @dataclass
@@ -227,6 +245,7 @@ class Cohort:
     ) -> None:
         if lanes is None:
             lanes = CPU_LANES if base.device.type == "cpu" else 1
+        base.use(shape.precision)
         self.learners: list[Learner] = []
         self.shape = shape
         self.bank = Bank(
@@ -245,11 +264,14 @@ class Cohort:
         )
         self.bank.install()
         base.pipeline.unet.train()
+        if shape.is_checkpointed:
+            base.pipeline.unet.enable_gradient_checkpointing(_checkpoint)
 
     def close(self) -> None:
         """Takes the bank off the UNet, which is then as it was."""
         self._pool.shutdown()
         self.bank.remove()
+        self._base.pipeline.unet.disable_gradient_checkpointing()
         self._base.pipeline.unet.eval()
 
     @property
@@ -269,7 +291,8 @@ class Cohort:
             raise ValueError("the bank's rank is too low for this learner")
         slot = len(self.learners)
         self.bank.begin(slot, learner.config.rank, learner.draw)
-        self.bank.see(slot, learner.material.text)
+        if not self.shape.has_prior:
+            self.bank.see(slot, learner.material.text)
         self._optimizer.state.pop(self._rows[slot], None)
         self.learners.append(learner)
 
@@ -315,7 +338,7 @@ class Cohort:
         losses = self._backward()
         self._update()
         seconds = time.perf_counter() - started
-        images = len(self.learners) * self.shape.batch_size
+        images = len(self.learners) * self.shape.rows
         for learner, loss in zip(self.learners, losses, strict=True):
             learner.count(loss, seconds, self._say, images / seconds)
         return [learner for learner in self.learners if learner.has_ended]
@@ -363,33 +386,52 @@ class Cohort:
 
     def _backward(self) -> Tensor:
         """Draws everybody's batch and fills the gradients; the mean loss of each: [k]."""
+        active, unet = len(self.learners), self._base.pipeline.unet
+        sources = [(part, who.draw) for who in self.learners for part in who.material.parts]
+        parts = [part for part, _ in sources]
         drawn = [
-            draw_batch(self._base, learner.material.latents, self.shape.batch_size, learner.draw)
-            for learner in self.learners
+            draw_batch(self._base, part.latents, self.shape.batch_size, draw)
+            for part, draw in sources
         ]
-        clean, noise, timesteps = (torch.cat(parts) for parts in zip(*drawn, strict=True))
-        by_user = (len(self.learners), self.shape.batch_size)
+        clean, noise, timesteps = (torch.cat(each) for each in zip(*drawn, strict=True))
+        by_user = (active, self.shape.rows)
         noisy, wanted = (
             x.unflatten(0, by_user) for x in add_noise(self._base, clean, noise, timesteps)
         )  # [k, b, c, h, w]
+        noisy = noisy.to(unet.dtype)
+        weights = torch.stack([part.weights for part in parts]).gather(
+            1, timesteps.view(len(parts), -1)
+        )
+        weights = weights.view(by_user).to(wanted.dtype)  # [k, b]
         timesteps = timesteps.view(by_user)
-        text = torch.cat([learner.material.text for learner in self.learners])  # [k, t, d]
+
+        def by_part(tensors: Iterable[Tensor]) -> Tensor:
+            return torch.cat(list(tensors)).unflatten(0, (active, -1))
+
+        text = by_part(part.text for part in parts)  # [k, 1, t, d], or 2 captions
+        added = {name: by_part(part.added[name] for part in parts) for name in parts[0].added}
         self.bank.refresh()
 
         def work(lane: Lane) -> Tensor:
             slots = slice(lane.first, lane.first + lane.count)
-            x = noisy[slots, lane.rows].flatten(0, 1)  # [k b, c, h, w], of this lane
-            rows = len(x) // lane.count
-            with self.bank.through(lane.first, lane.count, part=lane.part, text=text[slots]):
-                predicted = self._base.pipeline.unet(
-                    x,
+
+            def by_row(x: Tensor) -> Tensor:  # [k, 1 or 2, …] -> [k b, …], of this lane
+                each = x[slots].repeat_interleave(self.shape.batch_size, 1)
+                return each[:, lane.rows].flatten(0, 1)
+
+            caption = None if self.shape.has_prior else text[slots, 0]
+            with self.bank.through(lane.first, lane.count, part=lane.part, text=caption):
+                predicted = unet(
+                    noisy[slots, lane.rows].flatten(0, 1),  # [k b, c, h, w], of this lane
                     timesteps[slots, lane.rows].flatten(),
-                    text[slots].repeat_interleave(rows, 0),
+                    by_row(text),
+                    added_cond_kwargs={name: by_row(x) for name, x in added.items()},
                     return_dict=False,
                 )[0]
                 error = predicted.float() if self.bank.is_mixed else predicted
                 error = (error - wanted[slots, lane.rows].flatten(0, 1)).square().mean((1, 2, 3))
-                losses = error.view(lane.count, rows).sum(1) / self.shape.batch_size  # [k]
+                error = error.view(lane.count, -1) * weights[slots, lane.rows]
+                losses = error.sum(1) / self.shape.batch_size  # [k]
                 losses.sum().backward()
             detached: Tensor = losses.detach()
             return detached
@@ -404,7 +446,7 @@ class Cohort:
 
     def _cut(self, active: int) -> list[Lane]:
         """Shares the batch among the threads: by users if that comes out even, else by rows."""
-        rows = self.shape.batch_size
+        rows = self.shape.rows
         if active % self._lanes == 0:
             count = active // self._lanes
             return [Lane(n * count, count, slice(0, rows), 0) for n in range(self._lanes)]
@@ -425,6 +467,15 @@ class Cohort:
             if is_active:
                 group["lr"] = self.learners[slot].learning_rate
         self._optimizer.step()
+
+
+def _checkpoint(module: Any, *inputs: Any) -> Any:  # noqa: ANN401 - diffusers ships no types
+    """Forgets what a block has computed, and computes it again in the backward pass.
+
+    There is no dropout, so no state of a generator is kept for the second time: on an accelerator
+    to read it would be to wait for it.
+    """
+    return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 @contextmanager

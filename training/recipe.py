@@ -12,7 +12,7 @@ height and width, t text tokens, d text width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,8 +28,10 @@ WARMUP_STEPS: Final = 20
 FINAL_LEARNING_RATE: Final = 0.1  # as a share of the peak
 WEIGHT_DECAY: Final = 1e-4
 MAX_GRADIENT_NORM: Final = 1.0
-# Images that the VAE encodes at once.
+# Images that the VAE encodes at once, and that the bare base draws at once.
 ENCODE_BATCH: Final = 8
+# How many sets of class images a base keeps; a set is some MB.
+KEPT_DRAWINGS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -37,20 +39,84 @@ class Material:
     """What a fine-tune looks at, computed once.
 
     Attributes:
-        latents: Crops of the photos in the UNet's scale: [n, c, h, w].
+        latents: Crops of the photos in the UNet's scale, in float32 at least: [n, c, h, w].
         text: Embedding of the caption: [1, t, d].
+        added: What SDXL's UNet is told beside the text: ``text_embeds`` [1, p] and ``time_ids``
+            [1, 6]; empty for other UNets.
+        weights: What an error at each timestep counts: [timesteps].
+        prior: Latents of class images, their caption and what their errors count; None where there
+            are none.
     """
 
     latents: Tensor
     text: Tensor
+    added: Mapping[str, Tensor]
+    weights: Tensor
+    prior: Material | None = None
+
+    @property
+    def parts(self) -> tuple[Material, ...]:
+        """What a batch is drawn from, equally many rows from each: photos, then class images."""
+        return (self,) if self.prior is None else (self, self.prior)
 
 
 def prepare(
     config: TrainingConfig, base: Base, photos: Sequence[Image.Image], draw: torch.Generator
 ) -> Material:
-    """Crops, encodes and embeds."""
+    """Crops, encodes and embeds; the bare base draws the class images, if the config wants any."""
     images = augment(photos, config, base.card.resolution_px, draw)
-    return Material(latents=encode(base, images), text=embed(base, config.instance_prompt))
+    weights = min_snr(base, config.snr_gamma)
+    prior = None
+    if config.prior_images:
+        text, added = embed(base, config.class_caption)
+        latents = draw_class(base, config)
+        prior = Material(latents, text, added, config.prior_weight * weights)
+    latents = encode(base, images)
+    return Material(latents, *embed(base, config.instance_prompt), weights, prior)
+
+
+def draw_class(base: Base, config: TrainingConfig) -> Tensor:
+    """Latents of what the bare base draws of the subject's class: [n, c, h, w].
+
+    Ruiz et al., "DreamBooth" (2022), section 3.2: the base's own images keep it from forgetting
+    what other members of the class look like. The draws are seeded with a constant, and not with
+    the user's seed: all whose subject is a dog look at the same dogs, which are drawn once a job.
+    They stay what the UNet has made; decoding and encoding them again would only blur them.
+    """
+    key = (config.class_caption, config.prior_images, config.preview_steps, config.preview_guidance)
+    if key not in base.drawings:
+        draw = torch.Generator().manual_seed(0)
+        drawn = []
+        for start in range(0, config.prior_images, ENCODE_BATCH):
+            count = min(ENCODE_BATCH, config.prior_images - start)
+            drawn.append(draw_latents(config, base, config.class_caption, count, draw))
+        while len(base.drawings) >= KEPT_DRAWINGS:
+            del base.drawings[next(iter(base.drawings))]
+        base.drawings[key] = torch.cat(drawn)
+    return base.drawings[key]
+
+
+def min_snr(base: Base, gamma: float) -> Tensor:
+    """What an error at each timestep counts: [timesteps], in float64; ones if ``gamma`` is 0.
+
+    Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy" (2023): the error of
+    the clean image counts min(snr, gamma). Said of what the UNet predicts, that is divided by snr
+    for the noise, and by snr + 1 for the velocity. Written so that nothing is divided by the snr,
+    which is zero at the last step of a schedule with zero terminal snr: there the noise's weight is
+    1, that of velocity and image 0.
+    """
+    kept = base.noise_scheduler.alphas_cumprod.to(base.device, torch.float64)
+    if not gamma:
+        return torch.ones_like(kept)
+    snr = kept / (1 - kept)
+    share = gamma / snr.clamp(min=gamma)  # min(snr, gamma) / snr
+    match base.noise_scheduler.config.prediction_type:
+        case "epsilon":
+            return share
+        case "v_prediction":
+            return share * kept
+        case _:
+            return snr.clamp(max=gamma)
 
 
 def learning_rate_share(step: int, steps: int) -> float:
@@ -99,16 +165,33 @@ def encode(base: Base, images: Sequence[Image.Image]) -> Tensor:
         with torch.no_grad():
             latents.append(vae.encode(x.to(base.device, vae.dtype)).latent_dist.mean)
     scaled: Tensor = torch.cat(latents) * vae.config.scaling_factor
-    return scaled
+    return _at_least_single(scaled)
 
 
-def embed(base: Base, prompt: str) -> Tensor:
-    """The text embedding of a prompt, as generation computes it: [1, t, d]."""
+def embed(base: Base, prompt: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """A prompt as generation has it: the text's embedding [1, t, d], and ``Material.added``.
+
+    SDXL is also told the size of the original image, the corner of its crop, and the size that is
+    wanted (Podell et al., "SDXL", 2023, section 2.2). These are what generation asks for, so that
+    the subject is learnt under the conditions under which it will be drawn.
+    """
     with torch.no_grad():
-        embedding: Tensor = base.pipeline.encode_prompt(
-            prompt, base.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )[0]
-    return embedding
+        answer = base.pipeline.encode_prompt(
+            prompt=prompt,
+            device=base.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+        )
+    if not base.is_xl:
+        return answer[0], {}
+    side = base.card.resolution_px
+    time_ids = torch.tensor([[side, side, 0, 0, side, side]], device=base.device)
+    return answer[0], {"text_embeds": answer[2], "time_ids": time_ids}
+
+
+def _at_least_single(latents: Tensor) -> Tensor:
+    """Noise is added in float32 at least: bfloat16 cannot tell neighbouring timesteps apart."""
+    return latents.to(torch.promote_types(latents.dtype, torch.float32))
 
 
 def draw_batch(
@@ -144,12 +227,29 @@ def add_noise(base: Base, clean: Tensor, noise: Tensor, timesteps: Tensor) -> tu
 
 def preview(config: TrainingConfig, base: Base, prompt: str, seed: int) -> Image.Image:
     """One image of the freshly trained model; ``{token}`` in the prompt becomes the subject."""
-    image: Image.Image = base.pipeline(
-        prompt.replace("{token}", config.subject_phrase),
+    draw = torch.Generator().manual_seed(seed)
+    words = prompt.replace("{token}", config.subject_phrase)
+    latents = draw_latents(config, base, words, 1, draw)
+    vae = base.pipeline.vae
+    with torch.no_grad():
+        decoded = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+    image: Image.Image = base.pipeline.image_processor.postprocess(decoded)[0]
+    return image
+
+
+def draw_latents(
+    config: TrainingConfig, base: Base, prompt: str, count: int, draw: torch.Generator
+) -> Tensor:
+    """Latents of images of one prompt, as the pipeline draws them now: [count, c, h, w]."""
+    side = base.card.resolution_px
+    latents: Tensor = base.pipeline(
+        prompt,
+        num_images_per_prompt=count,
         num_inference_steps=config.preview_steps,
         guidance_scale=config.preview_guidance,
-        height=base.card.resolution_px,
-        width=base.card.resolution_px,
-        generator=torch.Generator().manual_seed(seed),
-    ).images[0]
-    return image
+        height=side,
+        width=side,
+        generator=draw,
+        output_type="latent",
+    ).images
+    return _at_least_single(latents)

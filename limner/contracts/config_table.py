@@ -90,6 +90,19 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Flag:
+    """Yes or no."""
+
+    default: bool
+
+    def accept(self, value: object) -> bool:
+        """Returns the value, or raises ``ValueError`` with the rule."""
+        if isinstance(value, bool):
+            return value
+        raise ValueError("must be true or false")
+
+
+@dataclass(frozen=True, slots=True)
 class Prompts:
     """A few texts that are not blank; the white space around them does not count."""
 
@@ -114,7 +127,7 @@ def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-Rule = Whole | Real | Text | Choice | Prompts
+Rule = Whole | Real | Text | Choice | Flag | Prompts
 
 RULES: Final[dict[str, Rule]] = {
     "seed": Whole(0, 0, 2**31 - 1),
@@ -132,9 +145,26 @@ RULES: Final[dict[str, Rule]] = {
     ),
     "preview_steps": Whole(20, 1, 100),
     "preview_guidance": Real(3.0, 0, 20),
+    "snr_gamma": Real(0.0, 0, 100),
+    "prior_images": Whole(0, 0, 1_000),
+    "prior_weight": Real(1.0, 0, 10),
+    "class_prompt": Text("", r"^[ -~]*$", max_chars=400),
+    "gradient_checkpointing": Flag(False),
+    "precision": Choice("auto", ("auto", "float32", "bfloat16")),
 }
 
-ConfigValue = int | float | str | list[str]
+# Fields that configs did not always have. Their defaults are what was done before, and are left
+# out of digests: a wish, or an adapter, is the same whether it was told of them or not.
+_LATER: Final = (
+    "snr_gamma",
+    "prior_images",
+    "prior_weight",
+    "class_prompt",
+    "gradient_checkpointing",
+    "precision",
+)
+
+ConfigValue = int | float | str | bool | list[str]
 
 
 def complete_config(given: Mapping[str, object]) -> dict[str, ConfigValue]:
@@ -160,3 +190,12 @@ def complete_config(given: Mapping[str, object]) -> dict[str, ConfigValue]:
     if problems:
         raise LimnerError("INVALID_INPUT", f"config: {'; '.join(problems)}.")
     return config
+
+
+def without_later(config: Mapping[str, object]) -> dict[str, object]:
+    """A whole config as digests have it."""
+    return {
+        name: value
+        for name, value in config.items()
+        if name not in _LATER or value != RULES[name].default
+    }

@@ -6,6 +6,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 
+from limner.contracts.config_table import without_later
+
 
 def input_digest(
     user_id: str,
@@ -30,7 +32,7 @@ def input_digest(
         "user_id": user_id,
         "model_id": model_id,
         "retrain": retrain,
-        "config": dict(config),
+        "config": without_later(config),
         "photos": sorted(photos),
     }
     return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()

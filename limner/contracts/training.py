@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from limner.contracts.config_table import without_later
 from limner.contracts.errors import LimnerError
 
 # SageMaker runs these regular expressions over the job's log and makes metrics of the groups
@@ -25,7 +26,8 @@ class TrainingConfig(BaseModel):
     """Every choice of one fine-tune; hashed into the artifact's manifest.
 
     The defaults were chosen on the tiny base, whose layers are narrow; a base of real size wants a
-    far lower learning rate and a smaller rank.
+    far lower learning rate and a smaller rank (docs/bases.md). All that costs memory or time
+    beyond a plain step is off.
 
     Attributes:
         seed: Seed of every random draw; the same seed and photos give the same adapter on a CPU.
@@ -42,6 +44,22 @@ class TrainingConfig(BaseModel):
         preview_prompts: Prompts rendered right after training; ``{token}`` is filled in.
         preview_steps: Denoising steps of a preview image.
         preview_guidance: Guidance scale of a preview image.
+        snr_gamma: Gamma of min-SNR weighting (Hang et al., 2023), which counts errors at little
+            noise less; 5 is the paper's choice, 0 is off. Costs nothing.
+        prior_images: Images of the subject's class that the bare base draws before training starts,
+            and that are seen beside the photos, so that a dog does not become every dog; 0 is off.
+            Costs these images once (shared by a job's subjects of one class, drawn as previews
+            are), and then twice the rows: half as many users in a pass, steps of twice the time.
+        prior_weight: What an error on a class image counts, an error on a photo being 1.
+        class_prompt: Caption of the class images; empty for "a photo of" the subject without its
+            token. Without a subject that says too little: then write one.
+        gradient_checkpointing: Whether activations are computed again in the backward pass and not
+            kept. Saves most of a row's memory (SDXL keeps 6.5 GB otherwise), costs a second forward
+            pass through the blocks: about a third more time a step. The same adapter.
+        precision: Of the frozen base; the adapter is trained in float32 always. ``bfloat16`` halves
+            the base's memory and a row's, and is many times as fast on an accelerator that has it,
+            but slow on most CPUs; ``auto`` is ``bfloat16`` there and ``float32`` elsewhere. A job
+            whose requests differ in it reads the base once for each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,6 +79,12 @@ class TrainingConfig(BaseModel):
     )
     preview_steps: int = Field(default=20, ge=1, le=100)
     preview_guidance: float = Field(default=3.0, ge=0, le=20)
+    snr_gamma: float = Field(default=0.0, ge=0, le=100)
+    prior_images: int = Field(default=0, ge=0, le=1_000)
+    prior_weight: float = Field(default=1.0, ge=0, le=10)
+    class_prompt: Annotated[str, StringConstraints(pattern=r"^[ -~]*$", max_length=400)] = ""
+    gradient_checkpointing: bool = False
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     @property
     def subject_phrase(self) -> str:
@@ -72,9 +96,14 @@ class TrainingConfig(BaseModel):
         """The caption of every photo."""
         return f"a photo of {self.subject_phrase}"
 
+    @property
+    def class_caption(self) -> str:
+        """The caption of every class image."""
+        return self.class_prompt or f"a photo of {self.subject}".removesuffix(" of ")
+
     def digest(self) -> str:
         """SHA-256 of the config, as 64 hexadecimal digits."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        canonical = json.dumps(without_later(self.model_dump(mode="json")), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_hyperparameters(self) -> dict[str, str]:

@@ -23,6 +23,7 @@ from training.recipe import (
     add_noise,
     augment,
     draw_batch,
+    draw_class,
     embed,
     encode,
     learning_rate_share,
@@ -50,6 +51,7 @@ def train_alone_with_peft(
     unet = base.pipeline.unet
     draw = torch.Generator().manual_seed(config.seed)
     images = augment(photos, config, base.card.resolution_px, draw)
+    class_latents = draw_class(base, config) if config.prior_images else None
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.rank,
@@ -69,13 +71,10 @@ def train_alone_with_peft(
     )
     unet.train()
     for _ in range(config.steps):
-        latents = encode(base, images)
-        text = embed(base, config.instance_prompt)
-        clean, noise, timesteps = draw_batch(base, latents, config.batch_size, draw)
-        noisy, wanted = add_noise(base, clean, noise, timesteps)
-        text = text.expand(len(noisy), -1, -1)
-        predicted = unet(noisy, timesteps, text, return_dict=False)[0]
-        loss = (predicted - wanted).square().mean()
+        loss = _loss(base, config, encode(base, images), config.instance_prompt, draw)
+        if class_latents is not None:
+            prior = _loss(base, config, class_latents, config.class_caption, draw)
+            loss = loss + config.prior_weight * prior
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
@@ -86,3 +85,32 @@ def train_alone_with_peft(
         tensors={name: tensor.detach() for name, tensor in get_peft_model_state_dict(unet).items()},
         change=max(float((now.detach() - then).abs().max()) for now, then in pairs),
     )
+
+
+def _loss(
+    base: Base, config: TrainingConfig, latents: Tensor, prompt: str, draw: torch.Generator
+) -> Tensor:
+    """Mean loss of a batch of one caption, with a pass through the UNet of its own."""
+    text, added = embed(base, prompt)
+    clean, noise, timesteps = draw_batch(base, latents, config.batch_size, draw)
+    noisy, wanted = add_noise(base, clean, noise, timesteps)
+    rows = len(noisy)
+    predicted = base.pipeline.unet(
+        noisy,
+        timesteps,
+        text.expand(rows, -1, -1),
+        added_cond_kwargs={name: value.expand(rows, -1) for name, value in added.items()},
+        return_dict=False,
+    )[0]
+    losses = (predicted - wanted).square().mean((1, 2, 3))
+    if config.snr_gamma:
+        losses = losses * _min_snr(base, config.snr_gamma, timesteps)
+    return losses.mean()
+
+
+def _min_snr(base: Base, gamma: float, timesteps: Tensor) -> Tensor:
+    """As the paper has it, and diffusers' example: the weight of the image's error, divided."""
+    kept = base.noise_scheduler.alphas_cumprod.double()[timesteps]
+    snr = kept / (1 - kept)
+    divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+    return snr.clamp(max=gamma) / divisor[base.noise_scheduler.config.prediction_type]

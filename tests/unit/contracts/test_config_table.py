@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from limner.contracts.config_table import (
     RULES,
     Choice,
+    Flag,
     Prompts,
     Real,
     Rule,
@@ -37,6 +38,8 @@ def as_schema(rule: Rule) -> dict[str, Any]:
         case Text(default, pattern, max_chars):
             limit = {} if max_chars is None else {"maxLength": max_chars}
             return {"default": default, "pattern": pattern, "type": "string", **limit}
+        case Flag(default):
+            return {"default": default, "type": "boolean"}
         case Choice(default, words):
             return {"default": default, "enum": list(words), "type": "string"}
         case Prompts(default, max_items, max_chars):
@@ -81,6 +84,8 @@ LIKELY = st.fixed_dictionaries(
         if isinstance(rule, Prompts)
         else TEXTS
         if isinstance(rule, Text | Choice)
+        else st.one_of(st.booleans(), NUMBERS)
+        if isinstance(rule, Flag)
         else NUMBERS
         for name, rule in RULES.items()
     },
