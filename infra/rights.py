@@ -21,6 +21,19 @@ def records(table: dynamodb.ITable, *actions: str) -> iam.PolicyStatement:
     )
 
 
+def rows(table: dynamodb.ITable, prefix: str, *actions: str) -> iam.PolicyStatement:
+    """Work with those of a table's items whose partition keys begin with a prefix.
+
+    Args:
+        table: The table.
+        prefix: The beginning.
+        *actions: Names of DynamoDB's actions on single items, such as ``GetItem``.
+    """
+    statement = records(table, *actions)
+    statement.add_conditions({"ForAllValues:StringLike": {"dynamodb:LeadingKeys": [f"{prefix}*"]}})
+    return statement
+
+
 def query(table: dynamodb.ITable, *indexes: str) -> iam.PolicyStatement:
     """Read some indexes of a table."""
     return iam.PolicyStatement(

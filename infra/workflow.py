@@ -184,8 +184,10 @@ class Workflow(Construct):
                 "BUCKET": self._store.bucket.bucket_name,
                 "BATCH_INSTANCES": str(self._settings.batch_instances),
                 "BATCH_TARGET_S": str(self._settings.batch_target_s),
+                "REQUESTS_TABLE": self._store.requests.table_name,
                 **_pace(self._settings),
             },
+            statements=[rights.rows(self._store.requests, keys.PACE_ROWS, "GetItem")],
             objects=Objects(
                 reads=(keys.UPLOADS, keys.CONFIGS, keys.BATCHES), writes=(keys.BATCHES,)
             ),
@@ -203,7 +205,10 @@ class Workflow(Construct):
                 "BUCKET": self._store.bucket.bucket_name,
                 "REQUESTS_TABLE": self._store.requests.table_name,
             },
-            statements=[rights.records(self._store.requests, "GetItem")],
+            statements=[
+                rights.records(self._store.requests, "GetItem"),
+                rights.rows(self._store.requests, keys.PACE_ROWS, "UpdateItem"),
+            ],
             objects=Objects(reads=(keys.BATCHES,)),
         )
 

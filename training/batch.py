@@ -74,10 +74,11 @@ def _keep(settings: Settings, outcome: Outcome) -> TaskResult:
             error=TaskError(code=error.code, message=error.message[:MAX_FAILURE_CHARS]),
         )
     path = settings.task_dir(request_id) / ARTIFACT_FILE
+    share = {} if outcome.share_s is None else {"share_seconds": outcome.share_s}
     return TaskResult(
         request_id=request_id,
         status="trained",
         seconds=outcome.seconds,
-        metrics={**made.metrics, **made.timings},
+        metrics={**made.metrics, **made.timings, **share},
         artifact_sha256=write_archive(path, made.members, parts=settings.parts_dir),
     )

@@ -50,12 +50,16 @@ class Outcome:
         made: What was made; None if it failed.
         error: Why it failed; None if it did not.
         seconds: Wall time from its first photo on, shared with the others in the cohort.
+        share_s: Its part of them: of each step an equal part, and all of what was done for it
+            alone. The shares of a host's works are the time of that host, which is what work is
+            shared out by. None where an earlier start did a part, whose share nobody has noted.
     """
 
     work: Work
     made: Made | None
     error: LimnerError | None
     seconds: float
+    share_s: float | None = None
 
 
 @dataclass(eq=False)
@@ -66,6 +70,7 @@ class _Run:
     learner: Learner
     photos: int
     started: float
+    share_s: float | None
 
 
 class Runner:
@@ -133,7 +138,7 @@ class Runner:
     def _run_group(
         self, shape: Shape, waiting: deque[Work], found: Checkpoint | None = None
     ) -> Iterator[Outcome]:
-        slots = min(max(1, self._rows // shape.batch_size), MAX_SLOTS, len(waiting))
+        slots = min(max(1, self._rows // shape.rows), MAX_SLOTS, len(waiting))
         while waiting:
             rank = max(work.config.rank for work in waiting)
             if found is not None:
@@ -185,8 +190,10 @@ class Runner:
                         yield failed
             if running:
                 pause()
+                stepped = time.perf_counter()
                 with memory_errors():
                     cohort.step()
+                _share(running, time.perf_counter() - stepped)
         waiting.clear()  # who is left has his outcome
 
     def _begin(self, cohort: Cohort, work: Work, started: float) -> _Run:
@@ -194,9 +201,10 @@ class Runner:
         name = work.request_id if self._is_signed else ""
         learner = Learner.of(work.config, self._base, photos, name)
         cohort.enter(learner)
-        return _Run(work, learner, len(photos), started)
+        return _Run(work, learner, len(photos), started, time.perf_counter() - started)
 
     def _end(self, cohort: Cohort, run: _Run, pause: Callable[[], None]) -> Outcome:
+        ended = time.perf_counter()
         try:
             with self._own_errors():
                 if run.learner.error is not None:
@@ -214,7 +222,9 @@ class Runner:
                 )
         except LimnerError as error:
             return self._failed(run.work, error, run.started)
-        return Outcome(run.work, made, None, time.perf_counter() - run.started)
+        now = time.perf_counter()
+        share_s = None if run.share_s is None else run.share_s + now - ended
+        return Outcome(run.work, made, None, now - run.started, share_s)
 
     def _is_wanted(self, work: Work) -> bool:
         """Whether a work is without an outcome from an earlier start."""
@@ -269,7 +279,8 @@ class Runner:
                 cohort.leave(run.learner)
             say(event_line("passed_over", checkpoint="found", reason=error.code))
             return []
-        for _ in running:
+        for run in running:
+            run.share_s = None
             waiting.popleft()
         say(event_line("resumed", learners=len(running), waiting=len(waiting)))
         return running
@@ -308,6 +319,13 @@ class Runner:
         if self._base.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.ones(1, device=self._base.device).sum().item()
+
+
+def _share(running: Sequence[_Run], seconds: float) -> None:
+    """Each of those who made a step has an equal part of it."""
+    for run in running:
+        if run.share_s is not None:
+            run.share_s += seconds / len(running)
 
 
 def _first_ended(cohort: Cohort, running: Iterable[_Run]) -> _Run | None:

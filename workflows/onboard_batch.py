@@ -215,6 +215,7 @@ class OnboardBatch(Construct):
                 "job_name.$": "$.job.name",
                 "items.$": "$.items",
                 "longest_s": retries.BATCH_RUNTIME_S,
+                "pace_row.$": self._pace_row(),
                 # Not from the state: what an input may leave out must not be a JSONPath.
                 "asked.$": "$$.Execution.Input",
             },
@@ -272,6 +273,7 @@ class OnboardBatch(Construct):
                 "job_name.$": "$.job.name",
                 "items.$": "$.items",
                 "failure.$": retries.FAILURE_PATH,
+                "pace_row.$": self._pace_row(),
                 "asked.$": "$$.Execution.Input",
             },
             result="$.collected",
@@ -306,6 +308,11 @@ class OnboardBatch(Construct):
         )
         job_done.next(collect_results).next(take_results).next(finish_all)
         return pack_tasks, caught
+
+    def _pace_row(self) -> str:
+        """Where it is counted how long fine-tunes take on this base and this type of machine."""
+        template = keys.PACE_ROW_TEMPLATE.format(self._uses.base_id, "{}")
+        return fill(template, "$.job.instance_type")
 
     def _finish_all(self) -> tuple[sfn.Map, Mapping[str, sfn.State]]:
         """Each request ends by itself: with a model, with a failure, or back in the queue."""

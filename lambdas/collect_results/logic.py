@@ -13,6 +13,7 @@ cannot be tried again.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any, Final
 from lambdas.record_failure.logic import explain
 from limner.contracts.errors import REGISTRY
 from limner.contracts.outcomes import FAILED, MISSING, TRAINED, failure
+from limner.contracts.packing import PastRun
 
 # A result holds a dozen figures and perhaps an error of 1,000 characters.
 MAX_RESULT_BYTES: Final = 65_536
@@ -28,6 +30,10 @@ MAX_RESULT_BYTES: Final = 65_536
 MAX_ARTIFACT_BYTES: Final = 5 * 1024**3
 # Larger archives are not read here: the endpoint compares the adapter with its manifest anyway.
 MAX_HASHED_BYTES: Final = 128 * 1024**2
+# No fine-tune has more of any of these, whatever a result says.
+_MOST_STEPS: Final = 100_000
+_MOST_PHOTOS: Final = 10_000
+_LONGEST_S: Final = 5 * 86_400
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 # The job was made and has ended, whatever else the error says.
 _ABOUT_THE_JOB: Final = frozenset({"TRAINING_FAILED", "TRAINING_STOPPED", "DEADLINE_EXCEEDED"})
@@ -44,12 +50,29 @@ class Result:
         artifact_sha256: Its hash.
         code: Why the task failed.
         message: The case at hand.
+        run: What the fine-tune took, for the next plan; None if the result does not tell.
     """
 
     trained: bool
     artifact_sha256: str = ""
     code: str = ""
     message: str = ""
+    run: PastRun | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A request whose task has ended.
+
+    Attributes:
+        item: The item as it is to go on.
+        prefix: ``keys.batch_prefix`` of the attempt that has ended it.
+        run: What the fine-tune took; None if it failed, or its result does not tell.
+    """
+
+    item: dict[str, Any]
+    prefix: str
+    run: PastRun | None = None
 
 
 def read_result(request_id: str, body: bytes | None) -> Result | None:
@@ -69,11 +92,29 @@ def read_result(request_id: str, body: bytes | None) -> Result | None:
         return None
     match document:
         case {"status": "trained", "artifact_sha256": str(digest)} if _SHA256.fullmatch(digest):
-            return Result(trained=True, artifact_sha256=digest)
+            return Result(trained=True, artifact_sha256=digest, run=_run(document.get("metrics")))
         case {"status": "failed", "error": {"code": str(code), "message": str(message)}}:
             known = code if code in REGISTRY else "TRAINING_FAILED"
             told = message if code in REGISTRY else f"{code}: {message}"
             return Result(trained=False, code=known, message=told)
+        case _:
+            return None
+
+
+def _run(metrics: object) -> PastRun | None:
+    """What a fine-tune took, if it can be true: one wrong figure would spoil all later plans."""
+    match metrics:
+        case {
+            "steps": int() | float() as steps,
+            "photos": int() | float() as photos,
+            "share_seconds": int() | float() as seconds,
+        } if all(map(math.isfinite, (steps, photos, seconds))):
+            is_likely = (
+                1 <= steps <= _MOST_STEPS
+                and 1 <= photos <= _MOST_PHOTOS
+                and 0 < seconds <= _LONGEST_S
+            )
+            return PastRun(round(steps), round(photos), seconds) if is_likely else None
         case _:
             return None
 

@@ -32,29 +32,30 @@ class Shelf:
         self._bucket = bucket
         self._log = log
 
-    def find(self, item: logic.Item, prefixes: Iterable[str]) -> dict[str, Any] | None:
-        """The item as its task has ended it; None if no attempt has.
+    def find(self, item: logic.Item, prefixes: Iterable[str]) -> logic.Ended | None:
+        """How an item's task has ended; None if no attempt has ended it.
 
         Args:
             item: A planned request.
             prefixes: ``keys.batch_prefix`` of the attempts to look at, the newest first.
         """
-        found = (self._look(item, f"{prefix}out/{item['request_id']}/") for prefix in prefixes)
+        found = (self._look(item, prefix) for prefix in prefixes)
         return next((ended for ended in found if ended is not None), None)
 
-    def _look(self, item: logic.Item, folder: str) -> dict[str, Any] | None:
+    def _look(self, item: logic.Item, prefix: str) -> logic.Ended | None:
+        folder = f"{prefix}out/{item['request_id']}/"
         result = logic.read_result(item["request_id"], self._result(f"{folder}result.json"))
         if result is None:
             return None
         if not result.trained:
-            return logic.failed(item, result)
+            return logic.Ended(logic.failed(item, result), prefix)
         artifact = f"{folder}model.tar.gz"
         size, digest = self._artifact(artifact)
         if not logic.is_sound(size, digest, result):
             request_id = item["request_id"]
             log_event(self._log, "artifact does not match", request_id=request_id, size=size)
             return None
-        return logic.trained(item, artifact)
+        return logic.Ended(logic.trained(item, artifact), prefix, result.run)
 
     def _result(self, key: str) -> bytes | None:
         answer = get_object(self._s3, self._bucket, key)

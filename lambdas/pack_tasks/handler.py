@@ -12,18 +12,22 @@ from botocore.config import Config
 
 from lambdas.collect_results.shelf import Shelf, earlier_prefixes
 from lambdas.pack_tasks import logic
+from lambdas.shared.dynamo import Table
 from lambdas.shared.log import log_event, logger
 from lambdas.shared.objects import get_object
+from lambdas.shared.pace import PaceRow
 from lambdas.shared.settings import PackTasksSettings
 from limner.contracts import keys
 from limner.contracts.errors import LimnerError
 from limner.contracts.outcomes import PLANNED
+from limner.contracts.packing import fit
 
 LOG = logger("pack_tasks")
 SETTINGS = PackTasksSettings.from_env()
 SIDE_BY_SIDE = 16
 _S3 = boto3.client("s3", config=Config(max_pool_connections=SIDE_BY_SIDE))
 SHELF = Shelf(_S3, SETTINGS.bucket, LOG)
+REQUESTS = Table(boto3.client("dynamodb"), SETTINGS.requests_table)
 
 
 def handle(event: dict[str, Any], _context: object) -> dict[str, Any]:
@@ -33,11 +37,12 @@ def handle(event: dict[str, Any], _context: object) -> dict[str, Any]:
     before = earlier_prefixes(event)
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         packed = list(pool.map(partial(_pack, before), event["items"]))
+    runs = PaceRow(REQUESTS, event.get("pace_row", ""), LOG).read()
     plan = logic.make_plan(
         batch,
         SETTINGS.bucket,
         [one for one in packed if isinstance(one, logic.Material)],
-        pace=SETTINGS.pace,
+        pace=fit(runs, SETTINGS.pace),
         most_instances=logic.most_instances(event.get("asked", {}), SETTINGS.batch_instances),
         target_s=SETTINGS.batch_target_s,
     )
@@ -45,7 +50,13 @@ def handle(event: dict[str, Any], _context: object) -> dict[str, Any]:
         _put(f"{batch.prefix}photos.manifest", plan.photos_manifest())
         _put(f"{batch.prefix}tasks/tasks.jsonl", plan.tasks_jsonl())
     answer = plan.answer(batch, event["job_name"])
-    log_event(LOG, "batch packed", batch_id=batch.batch_id, tasks=len(plan.tasks))
+    log_event(
+        LOG,
+        "batch packed",
+        batch_id=batch.batch_id,
+        tasks=len(plan.tasks),
+        past_runs=int(runs.count),
+    )
     items = [one.item if isinstance(one, logic.Material) else one for one in packed]
     return {"items": items, "plan": answer}
 
@@ -56,7 +67,7 @@ def _pack(before: list[str], item: logic.Item) -> logic.Material | Mapping[str, 
         return item
     if done := SHELF.find(item, before):
         log_event(LOG, "done by an earlier job", request_id=item["request_id"])
-        return done
+        return done.item
     try:
         config = logic.read_config(_config(item["request_id"]))
         photos = _photos(item["user_id"], item["request_id"])

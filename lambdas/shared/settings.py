@@ -197,19 +197,21 @@ class PackTasksSettings:
 
     Attributes:
         bucket: Name of the bucket.
+        requests_table: Name of the table of requests.
         batch_instances: Machines of a batch's training job at most.
         batch_target_s: Seconds that a job should not exceed, if more machines help.
-        pace: How long a fine-tune takes on this stage's base and machines.
+        pace: How long a fine-tune takes on this stage's base and machines, before any has ended.
     """
 
     bucket: str
+    requests_table: str
     batch_instances: int
     batch_target_s: int
     pace: Pace
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> PackTasksSettings:
-        """Reads BUCKET, BATCH_INSTANCES and BATCH_TARGET_S, and PACE_… where they are set.
+        """Reads the variables of the same names in upper case, and PACE_… where they are set.
 
         Raises:
             LimnerError: ``INTERNAL``, if one is missing or out of range.
@@ -221,6 +223,7 @@ class PackTasksSettings:
         }
         return cls(
             _required(environ, "BUCKET"),
+            _required(environ, "REQUESTS_TABLE"),
             _whole(environ, "BATCH_INSTANCES"),
             _whole(environ, "BATCH_TARGET_S"),
             Pace(**pace),

@@ -40,6 +40,8 @@ CONFIG_FILE: Final = "config.json"
 SHARDS: Final = 8
 # The row of the requests table that counts what runs; no request id has this form.
 GATE_ROW: Final = "#gate"
+# Its rows that tell how long fine-tunes take, and which jobs are counted there.
+PACE_ROWS: Final = "#pace#"
 
 # The same names as templates of States.Format, for the state machines.
 JOB_NAME_TEMPLATE: Final = "limner-{}-{}"  # request_id, attempt
@@ -55,6 +57,8 @@ BATCH_PHOTOS_TEMPLATE: Final = f"{BATCH_TEMPLATE}photos.manifest"
 BATCH_OUT_TEMPLATE: Final = f"{BATCH_TEMPLATE}out/"
 BATCH_ARTIFACT_TEMPLATE: Final = f"{BATCH_OUT_TEMPLATE}{{}}/model.tar.gz"  # and request_id
 VERSION_ROW_TEMPLATE: Final = "{}#v{}"  # model_id, version
+PACE_ROW_TEMPLATE: Final = f"{PACE_ROWS}{{}}#{{}}"  # base_id, machine type
+PACE_MARK_TEMPLATE: Final = f"{PACE_ROWS}job#{{}}"  # job name
 
 
 def _checked(kind: str, grammar: re.Pattern[str], value: str) -> str:

@@ -191,6 +191,8 @@ class Account:
                         good = found in values
                     case "StringLike" | "ArnLike":
                         good = found is not None and any(like(value, found) for value in values)
+                    case "ForAllValues:StringLike":  # a call without the key has no wrong value
+                        good = found is None or any(like(value, found) for value in values)
                     case _:
                         raise AssertionError(f"unknown condition {operator}")
                 if not good:

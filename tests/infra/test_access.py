@@ -44,7 +44,8 @@ RECORDS: dict[str, tuple[set[str], set[str], set[str]]] = {
     "OnboardRole": ({"GetItem", "UpdateItem"}, {"GetItem", "UpdateItem"}, set()),
     "OnboardBatchRole": ({"GetItem", "UpdateItem"}, {"GetItem", "UpdateItem"}, set()),
     "RegisterRole": (set(), {"GetItem", "UpdateItem"}, {"by_user"}),
-    "CollectResultsRole": (set(), {"GetItem"}, set()),
+    "PackTasksRole": (set(), {"GetItem"}, set()),
+    "CollectResultsRole": (set(), {"GetItem", "UpdateItem"}, set()),
     "RecordFailureRole": ({"UpdateItem"}, {"GetItem", "UpdateItem"}, set()),
     "RecordProgressRole": (set(), {"UpdateItem"}, set()),
     "DispatchRole": (set(), {"GetItem", "UpdateItem"}, {"queue"}),
@@ -162,6 +163,17 @@ def test_every_role_works_with_its_records_and_with_no_other(
     record_property(
         "figure", f"P16 records: {calls} calls, {allowed} allowed, {calls - allowed} denied (100 %)"
     )
+
+
+def test_how_long_fine_tunes_take_is_all_that_planning_knows_and_writes(account: Account) -> None:
+    _, requests = tables(account)
+    read, update = "dynamodb:GetItem", "dynamodb:UpdateItem"
+    for row, is_pace in (("#pace#tiny-1#ml.g5.xlarge", True), ("r1", False), ("#gate", False)):
+        leading = {"dynamodb:LeadingKeys": row}
+        packs, collects = role_of(account, "PackTasksRole"), role_of(account, "CollectResultsRole")
+        assert account.allows(Call(packs, read, requests, leading)) == is_pace
+        assert account.allows(Call(collects, update, requests, leading)) == is_pace
+        assert account.allows(Call(collects, read, requests, leading)), "who has cancelled"
 
 
 # Of another account, another region, another stage, or of nobody at all.

@@ -478,7 +478,7 @@ class World:
                     "request_id": task["request_id"],
                     "status": "failed" if spoiled else "trained",
                     "seconds": 1.0,
-                    "metrics": {},
+                    "metrics": {"steps": 500, "photos": 12, "share_seconds": 60.0},
                     "error": _SPOILED if spoiled else None,
                     "artifact_sha256": ""
                     if spoiled

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
@@ -10,7 +12,10 @@ import boto3
 import pytest
 
 from lambdas.collect_results import logic
+from lambdas.shared.dynamo import Table
+from lambdas.shared.pace import PaceRow
 from limner.contracts.outcomes import MAX_CAUSE_CHARS
+from limner.contracts.packing import PastRun, PastRuns
 from limner.contracts.tasks import TaskError, TaskResult
 
 JOB = "limner-batch-b1-1"
@@ -208,3 +213,62 @@ def test_an_archive_of_many_megabytes_is_not_read(handler: ModuleType) -> None:
         assert handler.handle(event(item(0)), None)["items"][0]["outcome"] == "trained"
     finally:
         handler.logic.MAX_HASHED_BYTES = kept  # type: ignore[attr-defined]
+
+
+PACE_ROW = "#pace#tiny-1#ml.g5.xlarge"
+FIGURES = {"steps": 100, "photos": 5, "share_seconds": 40.0, "loss": 0.1}
+
+
+def counted() -> PastRuns:
+    table = Table(boto3.client("dynamodb"), "requests")
+    return PaceRow(table, PACE_ROW, logging.getLogger()).read()
+
+
+def test_what_fine_tunes_took_is_counted_once(handler: ModuleType) -> None:
+    put(0, result("r0", metrics=FIGURES))
+    put(1, result("r1", metrics={**FIGURES, "steps": 300, "share_seconds": 90.0}))
+    put(2, result("r2", metrics=FIGURES), artifact=None)
+    put(3, result("r3", metrics={}))
+    asked = {**event(*map(item, range(5))), "pace_row": PACE_ROW}
+    wanted = PastRuns.of([PastRun(100, 5, 40.0), PastRun(300, 5, 90.0)])
+    for _ in range(3):  # CollectResults is tried again
+        handler.handle(asked, None)
+        assert counted() == wanted
+    # Another attempt finds them among the earlier ones: they ran in the first one's job.
+    put(4, result("r4", metrics=FIGURES), attempt="b1/2")
+    again = {**asked, "attempt": 2, "job_name": "limner-batch-b1-2"}
+    handler.handle(again, None)
+    assert counted().count == 3
+    assert handler.handle(event(item(0)), None)["items"][0]["outcome"] == "trained"
+    assert counted().count == 3, "an execution of an older machine"
+
+
+def test_many_batches_that_end_at_once_lose_nothing(handler: ModuleType) -> None:
+    table = Table(boto3.client("dynamodb"), "requests")
+    row = PaceRow(table, PACE_ROW, logging.getLogger())
+    runs = PastRuns.of([PastRun(100, 5, 40.0)] * 3)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: row.add(f"limner-batch-b{n % 20}-1", runs), range(60)))
+    assert counted().count == 20 * 3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"share_seconds": value} for value in (0, -1, float("nan"), float("inf"), 1e9, "60")),
+        *({"steps": value} for value in (0, -5, 1e12, None, float("nan"))),
+        *({"photos": value} for value in (0, 1e12, [])),
+    ],
+)
+def test_figures_that_cannot_be_true_are_not_counted(wrong: dict[str, Any]) -> None:
+    body = json.loads(result("r0"))
+    body["metrics"] = {**FIGURES, **wrong}
+    found = logic.read_result("r0", json.dumps(body).encode())
+    assert found == logic.Result(trained=True, artifact_sha256=DIGEST)
+
+
+def test_a_batch_does_not_fail_of_a_figure_for_planning(handler: ModuleType) -> None:
+    put(0, result("r0", metrics=FIGURES))
+    boto3.client("dynamodb").delete_table(TableName="requests")
+    answer = handler.handle({**event(item(0)), "pace_row": PACE_ROW}, None)
+    assert [i["outcome"] for i in answer["items"]] == ["trained"]

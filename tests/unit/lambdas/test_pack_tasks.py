@@ -1,19 +1,19 @@
 """The function pack_tasks: what a batch's job is told, and what a request fails of by itself."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import asdict
 from types import ModuleType
 from typing import Any
 
 import boto3
 import pytest
-from moto import mock_aws
 
 from lambdas.pack_tasks import logic
 from lambdas.shared.settings import PackTasksSettings
 from limner.contracts import keys
 from limner.contracts.errors import LimnerError
-from limner.contracts.packing import Pace
+from limner.contracts.packing import Pace, PastRun, PastRuns
 from limner.contracts.tasks import Task
 from limner.contracts.training import TrainingConfig
 
@@ -111,19 +111,19 @@ def test_photos_that_are_not_there() -> None:
 
 
 def test_settings_take_another_pace() -> None:
-    environ = {"BUCKET": "b", "BATCH_INSTANCES": "2", "BATCH_TARGET_S": "60", "PACE_STEP_S": "0.5"}
+    environ = {"BUCKET": "b", "REQUESTS_TABLE": "r", "PACE_STEP_S": "0.5"}
+    environ |= {"BATCH_INSTANCES": "2", "BATCH_TARGET_S": "60"}
     assert PackTasksSettings.from_env(environ).pace == Pace(step_s=0.5)
 
 
 @pytest.fixture
 def handler(
-    cold_start: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[ModuleType]:
+    tables: None, cold_start: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> ModuleType:
     for name, value in {"BUCKET": "bucket", "BATCH_INSTANCES": "2", "BATCH_TARGET_S": "1"}.items():
         monkeypatch.setenv(name, value)
-    with mock_aws():
-        boto3.client("s3").create_bucket(Bucket="bucket")
-        yield cold_start("pack_tasks")
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    return cold_start("pack_tasks")
 
 
 def put_request(number: int, config: bytes = b"{}", photos: int = 3) -> None:
@@ -199,3 +199,38 @@ def test_the_largest_batch_stays_far_below_a_payload(handler: ModuleType) -> Non
         items.append(logic.failed(one, LimnerError("INVALID_INPUT", long)))
     answer = handler.handle(event(*items), None)
     assert len(json.dumps(answer)) < 262_144 / 2
+
+
+PACE_ROW = "#pace#tiny-1#ml.g5.xlarge"
+
+
+def predictions() -> list[float]:
+    s3 = boto3.client("s3")
+    lines = s3.get_object(Bucket="bucket", Key="batches/b1/2/tasks/tasks.jsonl")["Body"].read()
+    return [json.loads(line)["predicted_s"] for line in lines.splitlines()]
+
+
+def test_what_past_fine_tunes_took_is_what_the_next_are_planned_with(handler: ModuleType) -> None:
+    put_request(0, config=b'{"steps": 500}')
+    asked = {**event(item(0)), "pace_row": PACE_ROW}
+    handler.handle(asked, None)
+    assert predictions() == [round(Pace().predict_s(500, 3), 1)], "nothing is known yet"
+    runs = PastRuns.of([PastRun(500, 3, 1_000.0)] * 400)
+    boto3.client("dynamodb").put_item(
+        TableName="requests",
+        Item={
+            "request_id": {"S": PACE_ROW},
+            **{name: {"N": str(value)} for name, value in asdict(runs).items()},
+        },
+    )
+    handler.handle(asked, None)
+    assert predictions() == [pytest.approx(1_000, rel=0.02)]
+    handler.handle(event(item(0)), None)
+    assert predictions() == [round(Pace().predict_s(500, 3), 1)], "an execution of an older machine"
+
+
+def test_a_plan_needs_no_past(handler: ModuleType) -> None:
+    put_request(0)
+    boto3.client("dynamodb").delete_table(TableName="requests")
+    answer = handler.handle({**event(item(0)), "pace_row": PACE_ROW}, None)
+    assert answer["plan"]["tasks"] == 1
