@@ -20,6 +20,7 @@ from training.cohort import Cohort, Learner, set_threads
 from training.files import write_atomically
 from training.job import Work
 from training.progress import event_line, say
+from training.quality import measure
 from training.recipe import preview
 from training.settings import cpu_count
 
@@ -91,11 +92,13 @@ def produce(
             _write_preview(work.config, base, prompt, index, previews_dir, parts_dir)
             first_image_s = first_image_s or time.perf_counter() - started
             pause()
+    figures = measure(base, cohort, learner, pause)
     metrics = {
         "loss": learner.loss,
         "steps": work.config.steps,
         "photos": photos,
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        **figures,
     }
     images = work.config.steps * work.config.batch_size
     timings = {

@@ -83,13 +83,25 @@ def draw_class(base: Base, config: TrainingConfig) -> Tensor:
     the user's seed: all whose subject is a dog look at the same dogs, which are drawn once a job.
     They stay what the UNet has made; decoding and encoding them again would only blur them.
     """
-    key = (config.class_caption, config.prior_images, config.preview_steps, config.preview_guidance)
+    return draw_bare(config, base, config.class_caption, config.prior_images)
+
+
+def draw_bare(config: TrainingConfig, base: Base, prompt: str, count: int) -> Tensor:
+    """Latents of what the bare base draws, kept for who asks next: [count, c, h, w].
+
+    Args:
+        config: How to draw.
+        base: The base; nobody's adapter may be in use.
+        prompt: What to draw.
+        count: How many images; all are of seed 0.
+    """
+    key = (prompt, count, config.preview_steps, config.preview_guidance)
     if key not in base.drawings:
         draw = torch.Generator().manual_seed(0)
         drawn = []
-        for start in range(0, config.prior_images, ENCODE_BATCH):
-            count = min(ENCODE_BATCH, config.prior_images - start)
-            drawn.append(draw_latents(config, base, config.class_caption, count, draw))
+        for start in range(0, count, ENCODE_BATCH):
+            size = min(ENCODE_BATCH, count - start)
+            drawn.append(draw_latents(config, base, prompt, size, draw))
         while len(base.drawings) >= KEPT_DRAWINGS:
             del base.drawings[next(iter(base.drawings))]
         base.drawings[key] = torch.cat(drawn)
@@ -105,7 +117,7 @@ def min_snr(base: Base, gamma: float) -> Tensor:
     which is zero at the last step of a schedule with zero terminal snr: there the noise's weight is
     1, that of velocity and image 0.
     """
-    kept = base.noise_scheduler.alphas_cumprod.to(base.device, torch.float64)
+    kept: Tensor = base.noise_scheduler.alphas_cumprod.to(base.device, torch.float64)
     if not gamma:
         return torch.ones_like(kept)
     snr = kept / (1 - kept)
