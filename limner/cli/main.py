@@ -11,6 +11,7 @@ from limner.cli.graph import graph
 from limner.cli.laptop import down, up
 from limner.cli.onboard import cancel, onboard
 from limner.cli.status import status
+from limner.cli.train import train
 
 # Without rich's markup, help is printed without importing rich.
 app = typer.Typer(
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (up, down, onboard, status, cancel, generate, graph, doctor):
+for command in (up, down, onboard, status, cancel, generate, train, graph, doctor):
     app.command(epilog=EXIT_CODES)(command)
 
 
