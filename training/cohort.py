@@ -396,7 +396,7 @@ class Cohort:
         clean, noise, timesteps = (torch.cat(each) for each in zip(*drawn, strict=True))
         by_user = (active, self.shape.rows)
         noisy, wanted = (
-            x.unflatten(0, by_user) for x in add_noise(self._base, clean, noise, timesteps)
+            x.view(*by_user, *x.shape[1:]) for x in add_noise(self._base, clean, noise, timesteps)
         )  # [k, b, c, h, w]
         noisy = noisy.to(unet.dtype)
         weights = torch.stack([part.weights for part in parts]).gather(
@@ -406,7 +406,8 @@ class Cohort:
         timesteps = timesteps.view(by_user)
 
         def by_part(tensors: Iterable[Tensor]) -> Tensor:
-            return torch.cat(list(tensors)).unflatten(0, (active, -1))
+            joined = torch.cat(list(tensors))
+            return joined.view(active, -1, *joined.shape[1:])
 
         text = by_part(part.text for part in parts)  # [k, 1, t, d], or 2 captions
         added = {name: by_part(part.added[name] for part in parts) for name in parts[0].added}

@@ -1,4 +1,4 @@
-"""Pipelines of Stable Diffusion 1.5 and SDXL as they are published, but narrow and of random weights.
+"""Pipelines of Stable Diffusion 1.5 and SDXL as they are published, but narrow and random.
 
 Classes and configs are those of the real ones, as far as they decide what is computed: kinds and
 number of blocks, heads' layout, projections, conditions, schedulers. Only widths, the depth of the

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from limner.contracts.artifact import MEMBERS, PackedLayout, shell_files
 from limner.contracts.base import base_digest, read_card
+from limner.contracts.digests import input_digest
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
 from limner.contracts.onboarding import OnboardingInput
@@ -20,7 +21,29 @@ CONFIGS = st.builds(
     subject=st.sampled_from(["", "dog", "teddy bear"]),
     token=st.sampled_from(["sks", "true", "null", "zwx"]),
     preview_prompts=st.lists(st.sampled_from(["a photo of {token}", "1", "null"]), max_size=8),
+    class_prompt=st.sampled_from(["", "a photo of dog", "true", "1"]),
+    gradient_checkpointing=st.booleans(),
+    precision=st.sampled_from(["auto", "float32", "bfloat16"]),
 )
+
+
+# Of the first release.
+OLD_DIGEST = "9c5533a223b5e67e143d8a0f41882d2d485cb6aad4fbb554265ace98fcbc4abe"
+OLD_FIELDS = [
+    "seed",
+    "steps",
+    "batch_size",
+    "learning_rate",
+    "rank",
+    "target",
+    "token",
+    "subject",
+    "augmentations",
+    "min_crop",
+    "preview_prompts",
+    "preview_steps",
+    "preview_guidance",
+]
 
 
 @given(CONFIGS)
@@ -29,6 +52,26 @@ def test_a_config_survives_its_way_through_hyperparameters(config: TrainingConfi
     assert all(isinstance(value, str) and len(value) <= 2_500 for value in sent.values())
     assert TrainingConfig.from_hyperparameters(sent) == config
     assert TrainingConfig.from_hyperparameters(sent).digest() == config.digest()
+
+
+def test_a_digest_knows_nothing_of_a_knob_that_is_off() -> None:
+    """What was trained, or wished for, before there was the knob has the digest that it had."""
+    config = TrainingConfig()
+    assert config.digest() == OLD_DIGEST
+    for change in ({"snr_gamma": 5.0}, {"prior_images": 8}, {"precision": "float32"}):
+        assert config.model_copy(update=change).digest() != OLD_DIGEST
+    new = config.model_dump(mode="json")
+    old = {name: value for name, value in new.items() if name in OLD_FIELDS}
+    assert len(old) == len(OLD_FIELDS) < len(new)
+    wishes = [input_digest("alice", "m", False, each, ["0" * 64]) for each in (old, new)]
+    assert wishes[0] == wishes[1]
+
+
+def test_class_images_have_a_caption() -> None:
+    assert TrainingConfig(subject="dog").class_caption == "a photo of dog"
+    assert TrainingConfig().class_caption == "a photo"
+    config = TrainingConfig(subject="dog", class_prompt="a dog in a street")
+    assert config.class_caption == "a dog in a street"
 
 
 def test_a_wrong_hyperparameter_is_named() -> None:
