@@ -2,15 +2,20 @@
 
 import re
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from aws_cdk import App, Stack
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from infra.bundle import ROOT
 from infra.images import repositories
 
 DOCKERFILES = [ROOT / "training" / "Dockerfile", ROOT / "inference" / "Dockerfile"]
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
@@ -24,10 +29,71 @@ def instructions(dockerfile: Path) -> list[tuple[str, str]]:
     ]
 
 
-@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
-def test_the_base_image_is_an_exact_version(dockerfile: Path) -> None:
+def defaults(dockerfile: Path) -> dict[str, str]:
+    """The build arguments that have a default."""
+    return dict(
+        rest.split("=", 1)
+        for name, rest in instructions(dockerfile)
+        if name == "ARG" and "=" in rest
+    )
+
+
+def filled(dockerfile: Path, text: str) -> str:
+    """A text of a Dockerfile with the defaults of its build arguments."""
+    values = defaults(dockerfile)
+    return re.sub(r"\$\{(\w+)\}", lambda match: values[match[1]], text)
+
+
+def base_image(dockerfile: Path) -> str:
     (image,) = [rest for name, rest in instructions(dockerfile) if name == "FROM"]
+    return filled(dockerfile, image)
+
+
+def optional(extra: str) -> list[Requirement]:
+    """The requirements of an extra of pyproject.toml."""
+    return [Requirement(line) for line in PROJECT["optional-dependencies"][extra]]
+
+
+def test_the_endpoints_base_image_is_an_exact_version() -> None:
+    image = base_image(DOCKERFILES[1])
     assert re.search(r":\d+\.\d+\.\d+", image), image
+
+
+def test_the_training_image_stands_on_the_deep_learning_container_of_our_torch() -> None:
+    """AWS publishes one tag a minor version of torch, and patches the system below it."""
+    found = re.fullmatch(
+        r"public\.ecr\.aws/deep-learning-containers/pytorch"
+        r":(\d+\.\d+)-cu\d+-amzn2023-sagemaker",
+        base_image(DOCKERFILES[0]),
+    )
+    assert found
+    (torch,) = [wanted for wanted in optional("training") if wanted.name == "torch"]
+    assert torch.specifier.contains(f"{found[1]}.0")
+
+
+def test_the_training_image_pins_all_that_it_installs() -> None:
+    """Exactly, within the ranges of pyproject.toml, and down to the last dependency."""
+    lines = (ROOT / "training" / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    versions = {canonicalize_name(pin.name): str(pin.specifier) for pin in pins}
+    assert all(re.fullmatch(r"==[\w.]+", version) for version in versions.values())
+    assert len(versions) == len(pins)
+    todo = [*map(Requirement, PROJECT["dependencies"]), *optional("training")]
+    seen = set()
+    while todo:
+        wanted = todo.pop()
+        name = canonicalize_name(wanted.name)
+        assert wanted.specifier.contains(versions[name].removeprefix("==")), wanted
+        if name not in seen:
+            seen.add(name)
+            below = map(Requirement, metadata.requires(name) or [])
+            todo += [r for r in below if r.marker is None or r.marker.evaluate({"extra": ""})]
+
+
+def test_the_training_image_runs_as_root_unless_told_otherwise() -> None:
+    """SageMaker mounts /opt/ml as root; the program itself needs no root."""
+    users = [rest for name, rest in instructions(DOCKERFILES[0]) if name == "USER"]
+    assert [filled(DOCKERFILES[0], user) for user in users] == ["0:0"]
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
@@ -40,14 +106,9 @@ def test_the_program_is_process_one(dockerfile: Path) -> None:
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
 def test_what_is_copied_exists_and_no_secret_is(dockerfile: Path) -> None:
-    defaults = dict(
-        rest.split("=", 1)
-        for name, rest in instructions(dockerfile)
-        if name == "ARG" and "=" in rest
-    )
     for name, rest in instructions(dockerfile):
         if name == "COPY":
-            *sources, _ = re.sub(r"\$\{(\w+)\}", lambda m: defaults[m[1]], rest).split()
+            *sources, _ = filled(dockerfile, rest).split()
             for source in sources:
                 assert source != ".", "the whole repository, its state and keys included"
                 assert (ROOT / source).exists(), source
@@ -55,12 +116,9 @@ def test_what_is_copied_exists_and_no_secret_is(dockerfile: Path) -> None:
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
 def test_extras_exist_and_nothing_is_kept_in_caches(dockerfile: Path) -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-        "optional-dependencies"
-    ]
     text = dockerfile.read_text(encoding="utf-8")
     for extra in re.findall(r"\.\[(\w+)\]", text):
-        assert extra in extras
+        assert extra in PROJECT["optional-dependencies"]
     assert "PIP_NO_CACHE_DIR=1" in text
     assert "/opt/ml" not in "".join(rest for _, rest in instructions(dockerfile))
 
