@@ -14,7 +14,7 @@ BASE ?= bases/tiny/model
 output = $$($(BIN)/aws cloudformation describe-stacks --stack-name limner-$(STAGE) --output text \
 	--query "Stacks[0].Outputs[?OutputKey=='$(1)'].OutputValue")
 
-.PHONY: help demo test lint asl docs bench synth diff deploy images base clean
+.PHONY: help demo test toolkit lint asl docs bench synth diff deploy images base clean
 
 help: ## What there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -37,6 +37,15 @@ demo: $(VENV)/.demo ## Onboard two sample users on a laptop AWS and draw with th
 
 test: lint ## Lint, types, contracts and all tests
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# It has no wheel: this wants a C compiler and Python's headers.
+build/toolkit/.done: | $(BIN)/python
+	$(BIN)/python -m venv build/toolkit
+	build/toolkit/bin/pip install --quiet --disable-pip-version-check sagemaker-training==5.1.4
+	@touch $@
+
+toolkit: build/toolkit/.done $(VENV)/.dev ## Train under AWS's training toolkit, in an environment of its own
+	$(BIN)/pytest tests/contract/toolkit_training.py
 
 lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
