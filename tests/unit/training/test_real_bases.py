@@ -22,6 +22,7 @@ from tests.support.alone import train_alone_with_peft
 from tests.support.real_shapes import RESOLUTION_PX, save_narrow_sd15, save_narrow_xl
 from training.base import Base, dtype_of, load_base
 from training.cohort import Cohort, Learner, Shape, trained_alone
+from training.quality import measure
 from training.recipe import add_noise, draw_class, min_snr, prepare, preview
 
 CPU = torch.device("cpu")
@@ -205,6 +206,7 @@ def test_diffusers_loads_what_was_trained_into_sdxl(xl_dir: Path, tmp_path: Path
         with cohort.drawing_as(learner), torch.no_grad():
             ours = base.pipeline.unet(**arguments).sample
             image = preview(wanted, base, "a photo of {token}", 3)
+        assert {"similarity", "diversity"} <= measure(base, cohort, learner).keys()
     plain = StableDiffusionXLPipeline.from_pretrained(
         xl_dir, use_safetensors=True, local_files_only=True, add_watermarker=False
     )
