@@ -18,7 +18,7 @@ from limner.registry import RequestFailure
 from tests.unit.cli.conftest import Shell
 from tests.unit.client.world import World, photo
 
-COMMANDS = ("up", "down", "onboard", "status", "cancel", "generate", "graph", "doctor")
+COMMANDS = ("up", "down", "onboard", "status", "cancel", "generate", "train", "graph", "doctor")
 
 
 def test_help_lists_the_commands_and_exit_codes() -> None:
