@@ -18,14 +18,14 @@ from training.progress import event_line, say
 from training.results import write_result
 from training.runner import Outcome, Runner
 from training.settings import Settings
+from training.works import Works
 
 
 def train_all(
     settings: Settings,
     base: Base,
-    works: Iterable[Work],
+    works: Works | Iterable[Work],
     *,
-    ended: Iterable[Work] = (),
     host: int = 0,
 ) -> None:
     """Does the tasks, many at once; each result is kept as soon as it is there.
@@ -34,7 +34,6 @@ def train_all(
         settings: Where the results go.
         base: The frozen base.
         works: What is to be done; what has the same shape is done in this order.
-        ended: What has a result already.
         host: Position of this host.
     """
     checkpoints = Checkpoints.of(settings, host)
@@ -46,7 +45,7 @@ def train_all(
         is_signed=True,
         checkpoints=checkpoints,
     )
-    for outcome in runner.run(works, ended):
+    for outcome in runner.run(works):
         result = _keep(settings, outcome)
         write_result(settings, result)
         code = {"code": result.error.code} if result.error else {}

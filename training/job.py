@@ -67,12 +67,14 @@ class Work:
         model_id: Which of the user's models it becomes.
         config: The choices of the fine-tune.
         photos_dir: The folder of the photos.
+        predicted_s: Seconds that it was planned with; 0 where nothing was planned.
     """
 
     request_id: str
     model_id: str
     config: TrainingConfig
     photos_dir: Path
+    predicted_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +86,14 @@ class Job:
         base_dir: The channel of the base.
         batch: Whether the job is a batch of tasks.
         share: What this host makes, in this order; empty where the others do it all.
+        others: What the others make.
     """
 
     resources: ResourceConfig
     base_dir: Path
     batch: bool
     share: tuple[Work, ...]
+    others: tuple[Work, ...] = ()
 
 
 def read_job(settings: Settings) -> Job:
@@ -103,11 +107,12 @@ def read_job(settings: Settings) -> Job:
     photos_dir = _channel(settings, channels, PHOTOS_CHANNEL)
     base_dir = _channel(settings, channels, BASE_CHANNEL)
     batch = TASKS_CHANNEL in channels
+    others: tuple[Work, ...] = ()
     if batch:
-        share = _batch_share(settings, channels, resources, photos_dir)
+        share, others = _batch_shares(settings, channels, resources, photos_dir)
     else:
         share = _single_share(settings, channels, resources, photos_dir)
-    return Job(resources=resources, base_dir=base_dir, batch=batch, share=share)
+    return Job(resources=resources, base_dir=base_dir, batch=batch, share=share, others=others)
 
 
 def _channel(settings: Settings, channels: Collection[str], name: str) -> Path:
@@ -119,25 +124,29 @@ def _channel(settings: Settings, channels: Collection[str], name: str) -> Path:
     return folder
 
 
-def _batch_share(
+def _batch_shares(
     settings: Settings, channels: Collection[str], resources: ResourceConfig, photos_dir: Path
-) -> tuple[Work, ...]:
-    """The tasks of this host: those whose ``instance`` is its position, modulo all hosts.
+) -> tuple[tuple[Work, ...], tuple[Work, ...]]:
+    """The tasks of this host, whose ``instance`` is its position, modulo all hosts; the others'.
 
     Modulo, because a job may get other machines than it was planned for, but no task may be left
     out or done twice.
     """
     tasks = read_tasks(_channel(settings, channels, TASKS_CHANNEL) / TASKS_FILE)
-    return tuple(
-        Work(
-            request_id=task.request_id,
-            model_id=task.model_id,
-            config=task.config,
-            photos_dir=photos_dir / task.photos,
+    share: list[Work] = []
+    others: list[Work] = []
+    for task in tasks:
+        is_ours = task.instance % len(resources.hosts) == resources.index
+        (share if is_ours else others).append(
+            Work(
+                request_id=task.request_id,
+                model_id=task.model_id,
+                config=task.config,
+                photos_dir=photos_dir / task.photos,
+                predicted_s=task.predicted_s,
+            )
         )
-        for task in tasks
-        if task.instance % len(resources.hosts) == resources.index
-    )
+    return tuple(share), tuple(others)
 
 
 def _single_share(

@@ -10,11 +10,13 @@ import time
 
 from limner.contracts.base import read_card
 from limner.contracts.errors import LimnerError
+from training.claims import open_claims
 from training.job import Job, read_job
 from training.photos import keep_side_px, load_photos
 from training.progress import event_line, say
 from training.results import finished
 from training.settings import Settings
+from training.works import Works
 
 
 def train(settings: Settings) -> None:
@@ -29,7 +31,7 @@ def train(settings: Settings) -> None:
     """
     started = time.perf_counter()
     job = read_job(settings)
-    if not job.share:
+    if not job.share and not (job.others and settings.claims):
         say(event_line("idle", host=job.resources.index, hosts=len(job.resources.hosts)))
     elif job.batch:
         _train_batch(settings, job)
@@ -68,8 +70,9 @@ def _train_one(settings: Settings, job: Job, started: float) -> None:
 
 
 def _train_batch(settings: Settings, job: Job) -> None:
+    claims = open_claims(settings.claims, job.resources.index) if settings.claims else None
     todo, ended = [], []
-    for work in job.share:
+    for work in (*job.share, *(job.others if claims else ())):
         result = finished(settings, work.request_id)
         if result is None:
             todo.append(work)
@@ -79,9 +82,16 @@ def _train_batch(settings: Settings, job: Job) -> None:
             ended.append(work)
     if not todo:
         return
+    ours = {work.request_id for work in job.share}
+    works = Works(
+        [work for work in todo if work.request_id in ours],
+        ended=ended,
+        others=[work for work in todo if work.request_id not in ours],
+        claims=claims,
+    )
 
     from training.batch import train_all  # torch comes in here, not earlier
     from training.production import open_base
 
     base = open_base(job.base_dir)
-    train_all(settings, base, todo, ended=ended, host=job.resources.index)
+    train_all(settings, base, works, host=job.resources.index)

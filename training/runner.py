@@ -36,6 +36,7 @@ from training.photos import keep_side_px, load_photos
 from training.production import Made, MemoryShortageError, memory_errors, produce
 from training.progress import event_line, say
 from training.stopping import STOP, Stop
+from training.works import Works
 
 # More adapters in one pass than this gain nothing that was measured.
 MAX_SLOTS: Final = 32
@@ -105,27 +106,30 @@ class Runner:
         self._is_signed = is_signed
         self._checkpoints = checkpoints
         self._stop = stop
+        self._works = Works(())
         self._ended: frozenset[str] = frozenset()
 
-    def run(self, works: Iterable[Work], ended: Iterable[Work] = ()) -> Iterator[Outcome]:
+    def run(self, works: Works | Iterable[Work]) -> Iterator[Outcome]:
         """Does all works; yields each outcome as soon as it is there.
 
         Works of the same shape share a cohort; the shapes are taken in the order in which they
         appear, and within them the works in their own order. A cohort that a checkpoint knows
-        comes first.
+        comes first; what other hosts have not begun, if there are claims, comes last.
 
         Args:
             works: What is to be done.
-            ended: What an earlier start has done, and a checkpoint may still name.
 
         Raises:
             StoppedError: If that was asked for; the state is saved then.
+            LimnerError: ``AWS_ERROR``, if nobody knows whose a work is.
         """
-        todo = {work.request_id: work for work in works}
-        known = todo | {work.request_id: work for work in ended}
-        self._ended = frozenset(known.keys() - todo.keys())
+        works = works if isinstance(works, Works) else Works(works)
+        self._works = works
+        todo = {work.request_id: work for work in works.share}
+        known = {work.request_id: work for work in (*works.share, *works.others, *works.ended)}
+        self._ended = frozenset(work.request_id for work in works.ended)
         found = self._checkpoints.find(self._base.digest, known)
-        if found is not None and not todo.keys().isdisjoint(found.plan.names):
+        if found is not None and not self._ended.issuperset(found.plan.names):
             named = [known[name] for name in found.plan.names]
             yield from self._run_group(Shape.of(named[0].config), deque(named), found)
             todo = {name: work for name, work in todo.items() if name not in found.plan.names}
@@ -134,11 +138,16 @@ class Runner:
             groups.setdefault(Shape.of(work.config), []).append(work)
         for shape, group in groups.items():
             yield from self._run_group(shape, deque(group))
+        while more := works.more(_shape, lambda work: self._slots(_shape(work))):
+            yield from self._run_group(_shape(more[0]), deque(more))
+
+    def _slots(self, shape: Shape) -> int:
+        return min(max(1, self._rows // shape.rows), MAX_SLOTS)
 
     def _run_group(
         self, shape: Shape, waiting: deque[Work], found: Checkpoint | None = None
     ) -> Iterator[Outcome]:
-        slots = min(max(1, self._rows // shape.rows), MAX_SLOTS, len(waiting))
+        slots = min(self._slots(shape), len(waiting))
         while waiting:
             rank = max(work.config.rank for work in waiting)
             if found is not None:
@@ -178,6 +187,8 @@ class Runner:
             while waiting and cohort.has_room:
                 pause()
                 work = waiting.popleft()
+                if self._is_wanted(work) and not self._works.begins(work):
+                    continue
                 started = time.perf_counter()
                 if self._is_signed:
                     say(event_line("begun", request=work.request_id))
@@ -319,6 +330,10 @@ class Runner:
         if self._base.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.ones(1, device=self._base.device).sum().item()
+
+
+def _shape(work: Work) -> Shape:
+    return Shape.of(work.config)
 
 
 def _share(running: Sequence[_Run], seconds: float) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from limner.contracts.errors import LimnerError
@@ -26,6 +27,8 @@ class Settings(BaseSettings):
         model_id: Which of the user's models.
         rows: Images that one pass through the UNet may hold: a batch's requests are trained
             together, as many as have room (docs/bases.md says what a row costs).
+        claims: Where the hosts of a batch claim its tasks, so that whoever is done early does some
+            of the others'; None for hosts that do what was planned for them, and call nobody.
         checkpoint_every_s: What an interruption may cost at most, in seconds of training. A
             checkpoint holds three times the adapters in training, in float32.
     """
@@ -37,6 +40,9 @@ class Settings(BaseSettings):
     request_id: RequestId | None = Field(default=None, validation_alias="LIMNER_REQUEST_ID")
     model_id: ModelId = Field(default=DEFAULT_MODEL_ID, validation_alias="LIMNER_MODEL_ID")
     rows: int = Field(default=16, ge=1, le=4096, validation_alias="LIMNER_ROWS")
+    claims: Annotated[str, StringConstraints(pattern=r"^s3://[^/]+/.+/$")] | None = Field(
+        default=None, validation_alias="LIMNER_CLAIMS"
+    )
     checkpoint_every_s: float = Field(
         default=60, ge=0, le=3600, validation_alias="LIMNER_CHECKPOINT_S"
     )

@@ -119,9 +119,10 @@ def test_a_trained_task_leaves_its_files_and_figures(
     assert (manifest.request_id, manifest.config_sha256) == ("r1", config.digest())
     assert result.metrics["photos"] == 3
     assert manifest.metrics.items() <= result.metrics.items()
-    timings = {"train_seconds", "images_per_second", "first_image_seconds"}
+    timings = {"train_seconds", "images_per_second", "first_image_seconds", "share_seconds"}
     assert result.metrics.keys() - manifest.metrics.keys() == timings
     assert 0 < result.metrics["first_image_seconds"] < result.seconds
+    assert 0 < result.metrics["share_seconds"] <= result.seconds
     assert not any(settings.parts_dir.iterdir())
 
 

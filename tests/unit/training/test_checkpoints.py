@@ -26,6 +26,7 @@ from training.results import finished
 from training.runner import Outcome, Runner
 from training.settings import Settings
 from training.stopping import Stop, StoppedError
+from training.works import Works
 
 KILLS = 20
 # Of the first user: past his first report, so that there are losses not yet reported.
@@ -101,7 +102,7 @@ def start(base: Base, settings: Settings, works: Sequence[Work]) -> None:
     ended = [work for work in works if finished(settings, work.request_id)]
     todo = [work for work in works if work not in ended]
     if todo:
-        train_all(settings, base, todo, ended=ended)
+        train_all(settings, base, Works(todo, ended=ended))
 
 
 def adapters(settings: Settings, works: Sequence[Work]) -> dict[str, bytes]:
@@ -430,7 +431,7 @@ def test_photos_that_are_gone_are_their_works_own_trouble(
 ) -> None:
     (tmp_path / "nothing").mkdir()
     (work,) = works_of(photos, 1)
-    (outcome,) = runner(base, saved).run([replace(work, photos_dir=tmp_path / "nothing")])
+    (outcome,) = runner(base, saved).run(Works([replace(work, photos_dir=tmp_path / "nothing")]))
     assert outcome.error is not None
     assert outcome.error.code == "TOO_FEW_PHOTOS"
 
