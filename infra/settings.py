@@ -73,6 +73,8 @@ class StageSettings(BaseSettings):
         batch_from: Queued requests from which ``dispatch`` starts batches instead of single jobs.
         batch_size: Requests of one batch at most.
         batch_instances: Machines of one batch job at most.
+        batch_claims: Whether the machines of a batch take tasks over from each other. Its program
+            gets a network and the training role then (decision 031).
         batch_target_s: Seconds of training that a batch job is packed for.
         pace_fixed_s: Seconds of a fine-tune whatever the request; with the two below, what batches
             are packed by. Measure them on your base and machines; 0 for the tiny base on a CPU.
@@ -134,6 +136,7 @@ class StageSettings(BaseSettings):
     batch_from: int = Field(default=8, ge=2)
     batch_size: int = Field(default=32, ge=2, le=retries.MOST_REQUESTS)
     batch_instances: int = Field(default=4, ge=1, le=20)
+    batch_claims: bool = False
     batch_target_s: int = Field(default=3600, ge=60)
     pace_fixed_s: float = Field(default=0, ge=0)
     pace_step_s: float = Field(default=0, ge=0)

@@ -235,6 +235,7 @@ def _job_settings(settings: StageSettings) -> JobSettings:
         keep_alive_s=settings.warm_pool_s,
         spot=settings.spot,
         max_wait_s=settings.max_wait_s,
+        claims=settings.batch_claims,
         volume_gb=settings.training_volume_gb,
         call=settings.training_call,
     )

@@ -7,7 +7,7 @@ depend on it, is told in ``docs/decisions/012-fields-of-sync.md``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from limner.contracts.errors import LimnerError
@@ -23,6 +23,7 @@ CHECKPOINTS: Final = "/opt/ml/checkpoints"
 # Whose job it is, in its environment: what the program is told, and what adoption compares.
 REQUEST_MARK: Final = "LIMNER_REQUEST_ID"
 BATCH_MARK: Final = "LIMNER_BATCH_ID"
+CLAIMS: Final = "LIMNER_CLAIMS"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class JobSettings:
             anew, since the program writes no checkpoints inside of a task yet.
         max_wait_s: Seconds that a spot job may take, its waits included (MaxWaitTimeInSeconds);
             without effect for jobs on demand.
+        claims: Whether the machines of a batch claim its tasks from each other, which takes S3: its
+            program gets a network and the job's role then, where it has neither else.
         volume_gb: Size of each machine's volume.
         call: ``sync`` lets Step Functions wait for the job; ``sdk`` calls SageMaker's own API and
             looks at the job until it has ended.
@@ -52,6 +55,7 @@ class JobSettings:
     keep_alive_s: int = 0
     spot: bool = False
     max_wait_s: int = retries.SPOT_WAIT_S
+    claims: bool = False
     volume_gb: int = 50
     call: Call = "sync"
     kms_key: str = ""
@@ -91,6 +95,7 @@ class Job:
         instances: ASL field with the number of machines.
         runtime: ASL field with the seconds after which SageMaker stops the program.
         environment: Environment of the program.
+        claims: What it is told besides where its machines claim tasks; none if they never do.
     """
 
     channels: Sequence[Mapping[str, object]]
@@ -99,6 +104,7 @@ class Job:
     instances: Mapping[str, object]
     runtime: Mapping[str, object]
     environment: Mapping[str, str]
+    claims: Mapping[str, str] = field(default_factory=dict)
 
 
 def channel(name: str, uri: Mapping[str, str], *, data_type: str = "S3Prefix") -> dict[str, object]:
@@ -119,6 +125,7 @@ def request(image: str, settings: JobSettings, job: Job) -> dict[str, object]:
     Name and type of the machine come from ``$.job``: they change from attempt to attempt. There
     are no hyperparameters: the config is a file in a channel, where it expires and can be erased.
     """
+    claims = job.claims if settings.claims else {}
     encryption = {"KmsKeyId": settings.kms_key} if settings.kms_key else {}
     volume = {"VolumeKmsKeyId": settings.kms_key} if settings.kms_key else {}
     pool = {"KeepAlivePeriodInSeconds": settings.keep_alive_s} if settings.keep_alive_s else {}
@@ -156,8 +163,8 @@ def request(image: str, settings: JobSettings, job: Job) -> dict[str, object]:
         "StoppingCondition": {**job.runtime, **patience},
         "RetryStrategy": {"MaximumRetryAttempts": retries.TRAINING_RESTARTS},
         # The program needs its channels only; what it must not reach cannot leak a photo.
-        "EnableNetworkIsolation": True,
+        "EnableNetworkIsolation": not claims,
         **spot,
         **network,
-        "Environment": dict(job.environment),
+        "Environment": {**job.environment, **claims},
     }

@@ -97,6 +97,7 @@ def _job(uses: BatchUses) -> jobs.Job:
         instances={"InstanceCount.$": "$.plan.instances"},
         runtime={"MaxRuntimeInSeconds.$": "$.plan.max_runtime_s"},
         environment={f"{jobs.BATCH_MARK}.$": "$.batch_id"},
+        claims={f"{jobs.CLAIMS}.$": batch(keys.BATCH_CLAIMS_TEMPLATE)["S3Uri.$"]},
     )
 
 

@@ -55,6 +55,7 @@ BATCH_TEMPLATE: Final = f"{BATCHES}/{{}}/{{}}/"  # batch_id, attempt
 BATCH_TASKS_TEMPLATE: Final = f"{BATCH_TEMPLATE}tasks/"
 BATCH_PHOTOS_TEMPLATE: Final = f"{BATCH_TEMPLATE}photos.manifest"
 BATCH_OUT_TEMPLATE: Final = f"{BATCH_TEMPLATE}out/"
+BATCH_CLAIMS_TEMPLATE: Final = f"{BATCH_TEMPLATE}claims/"  # training.claims adds request_id
 BATCH_ARTIFACT_TEMPLATE: Final = f"{BATCH_OUT_TEMPLATE}{{}}/model.tar.gz"  # and request_id
 VERSION_ROW_TEMPLATE: Final = "{}#v{}"  # model_id, version
 PACE_ROW_TEMPLATE: Final = f"{PACE_ROWS}{{}}#{{}}"  # base_id, machine type
@@ -159,6 +160,7 @@ def batch_prefix(batch: str, attempt: int) -> str:
         photos.manifest                whose photos            (channel ``photos``)
         out/<request>/model.tar.gz     each artifact, as soon as it is done
         out/<request>/result.json      how its task ended, written last
+        claims/<request>               which instance does it, where instances claim tasks
     """
     return BATCH_TEMPLATE.format(check_request_id(batch), attempt)
 

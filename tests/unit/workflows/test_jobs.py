@@ -1,5 +1,7 @@
 """The settings of training jobs: what SageMaker would refuse is refused here."""
 
+import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,6 +38,15 @@ def test_a_plain_job_asks_for_nothing_special() -> None:
 
 def test_a_warm_pool() -> None:
     assert request(keep_alive_s=600)["ResourceConfig"]["KeepAlivePeriodInSeconds"] == 600
+
+
+def test_machines_that_claim_tasks_have_a_network_and_only_they() -> None:
+    told = {"LIMNER_CLAIMS.$": "$.claims"}
+    for wants, may in itertools.product((False, True), repeat=2):
+        job = replace(JOB, claims=told if may else {})
+        made = jobs.request("image", JobSettings(claims=wants), job)
+        assert made["EnableNetworkIsolation"] is not (wants and may)
+        assert made["Environment"] == (told if wants and may else {})
 
 
 def test_spot_machines_wait_and_keep_their_checkpoints() -> None:
