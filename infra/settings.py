@@ -26,6 +26,12 @@ def _listed(value: object) -> object:
     return value
 
 
+def _or_off(value: object) -> object:
+    """``off`` from the environment as nothing."""
+    return None if value in ("", "off") else value
+
+
+Threshold = Annotated[float | None, BeforeValidator(_or_off)]
 Stage = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]{1,11}$")]
 InstanceType = Annotated[str, StringConstraints(pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9]+$")]
 Repository = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+([._/-][a-z0-9]+)*$")]
@@ -80,6 +86,13 @@ class StageSettings(BaseSettings):
             are packed by. Measure them on your base and machines; 0 for the tiny base on a CPU.
         pace_step_s: Seconds of each optimizer step.
         pace_photo_s: Seconds of each photo.
+        quality_similarity_gain: What ``similarity_gain`` of ``training.quality.Figures`` must reach
+            before a model is published, else its request fails with QUALITY_TOO_LOW; ``off`` for no
+            such bound. The defaults of these four refuse what has collapsed and no more; raise
+            them to what your base reaches (docs/quality.md).
+        quality_prompt_response: The same for ``prompt_response``.
+        quality_diversity: The same for ``diversity``.
+        quality_novelty: The same for ``novelty``.
         max_instances: Training machines that may work at once; the concurrency budget.
         launches_per_second: Training jobs started a second in the long run.
         burst: Training jobs that may be started at once after a pause.
@@ -141,6 +154,10 @@ class StageSettings(BaseSettings):
     pace_fixed_s: float = Field(default=0, ge=0)
     pace_step_s: float = Field(default=0, ge=0)
     pace_photo_s: float = Field(default=0, ge=0)
+    quality_similarity_gain: Threshold = -0.1
+    quality_prompt_response: Threshold = None
+    quality_diversity: Threshold = 0.05
+    quality_novelty: Threshold = 0.05
     max_instances: int = Field(default=8, ge=1)
     launches_per_second: float = Field(default=1.0, gt=0)
     burst: int = Field(default=5, ge=1)

@@ -25,7 +25,7 @@ from workflows.tasks import TrainingJobs
 
 # A function ends before its task gives up on it; else its repetition would run beside it.
 _SOONER_S: Final = 30
-# It hashes what a batch has trained, some GB. Lambda gives a whole processor from here on
+# They hash or unpack what was trained, some GB. Lambda gives a whole processor from here on
 # (developer guide, "Configure Lambda function memory").
 _HASHING_MB: Final = 1_769
 
@@ -73,6 +73,7 @@ class Workflow(Construct):
         self._functions = functions
         self.topic = sns.Topic(self, "Topic", enforce_ssl=True, master_key=key)
 
+        self.inspect_artifact = self._inspect_artifact(base_id)
         self.smoke_test = self._smoke_test(endpoint, base_id)
         self.record_failure = self._record_failure()
         self.pack_tasks = self._pack_tasks()
@@ -83,6 +84,7 @@ class Workflow(Construct):
             models=store.models,
             requests=store.requests,
             topic=self.topic,
+            inspect_artifact=self.inspect_artifact,
             smoke_test=self.smoke_test,
             record_failure=self.record_failure,
             pack_tasks=self.pack_tasks,
@@ -101,7 +103,7 @@ class Workflow(Construct):
             comment=onboard.COMMENT,
             start=onboard.Onboard(self, "OnboardSteps", uses).start,
             timeout_s=retries.MACHINE_TIMEOUT_S,
-            statements=self._rights(self.smoke_test, self.record_failure),
+            statements=self._rights(self.inspect_artifact, self.smoke_test, self.record_failure),
             objects=Objects(reads=(keys.JOBS,), writes=(keys.MODELS,)),
         )
         self.batch = machines.make(
@@ -119,6 +121,7 @@ class Workflow(Construct):
     def functions_by_arn(self) -> Mapping[str, lambda_.Function]:
         """The placeholder of each function in the published machines, and the function."""
         return {
+            "InspectArtifactArn": self.inspect_artifact,
             "SmokeTestArn": self.smoke_test,
             "RecordFailureArn": self.record_failure,
             "PackTasksArn": self.pack_tasks,
@@ -137,6 +140,18 @@ class Workflow(Construct):
             ),
             iam.PolicyStatement(actions=["sns:Publish"], resources=[self.topic.topic_arn]),
         ]
+
+    def _inspect_artifact(self, base_id: str) -> lambda_.Function:
+        return self._functions.make(
+            self,
+            "InspectArtifact",
+            "inspect_artifact",
+            "Judges what a training has made.",
+            timeout_s=_timeout_s("InspectArtifact"),
+            memory_mb=_HASHING_MB,
+            environment={"BASE_ID": base_id, **_quality(self._settings)},
+            objects=Objects(reads=(keys.JOBS, keys.BATCHES)),
+        )
 
     def _smoke_test(self, endpoint: EndpointRef, base_id: str) -> lambda_.Function:
         return self._functions.make(
@@ -249,3 +264,14 @@ def _pace(settings: StageSettings) -> dict[str, str]:
         "PACE_PHOTO_S": settings.pace_photo_s,
     }
     return {name: str(value) for name, value in measured.items() if value}
+
+
+def _quality(settings: StageSettings) -> dict[str, str]:
+    """What is asked of a model before it is published, as far as anything is."""
+    asked = {
+        "QUALITY_SIMILARITY_GAIN": settings.quality_similarity_gain,
+        "QUALITY_PROMPT_RESPONSE": settings.quality_prompt_response,
+        "QUALITY_DIVERSITY": settings.quality_diversity,
+        "QUALITY_NOVELTY": settings.quality_novelty,
+    }
+    return {name: str(value) for name, value in asked.items() if value is not None}

@@ -14,9 +14,9 @@
                             │                      │ full quota, no free machine
                         FineTune ──────────────────┘
                             │
-    RecordModel ─> PublishArtifact ─> SmokeTest ─> ActivateModel ─> NotifyReady      publish.py
-                                                                        │
-                                                     RecordReadyAnnouncement ─> Onboarded
+    RecordModel ─> InspectArtifact ─> PublishArtifact ─> SmokeTest ─┐                publish.py
+                                                                    │
+           Onboarded <─ RecordReadyAnnouncement <─ NotifyReady <─ ActivateModel
 
     any failure ─> RecordFailure ─> NotifyFailure ─> RecordAnnouncement ─> Failed    failure.py
 

@@ -2,11 +2,13 @@
 
 ::
 
-    RecordModel ─> PublishArtifact ─> SmokeTest ─> ActivateModel ─> NotifyReady
-                                                       │                │
-                                       READY, unannounced, open   RecordReadyAnnouncement
-                                                                        │
-                                                                   (onboarded)
+    RecordModel ─> InspectArtifact ─> PublishArtifact ─> SmokeTest ─┐
+                           │                                        │
+            no good: the request has failed                         │
+                                                                    │
+    (onboarded) <─ RecordReadyAnnouncement <─ NotifyReady <─ ActivateModel
+                                                                  │
+                                                     READY, unannounced, open
 
 A READY request stays in the index of open requests, ``unannounced``, until the app was told: there
 ``reconcile`` finds it whatever has become of its execution, and tells it. At least once, that is.
@@ -86,6 +88,12 @@ def publish(
                 },
             ),
         ],
+    )
+    inspect_artifact = step.invoke(
+        "InspectArtifact",
+        "Is it whole, on the right base, and good enough to be served?",
+        uses.inspect_artifact,
+        {"request_id.$": "$.request_id", "artifact.$": source},
     )
     publish_artifact = step.copy_object(
         "PublishArtifact",
@@ -184,7 +192,7 @@ def publish(
             values={":true": truth(True), ":ready": literal(RequestStatus.READY), ":me": ME},
         ),
     )
-    record_model.next(publish_artifact).next(smoke_test).next(activate_model).next(
-        notify_ready
-    ).next(announced).next(onboarded)
+    record_model.next(inspect_artifact).next(publish_artifact).next(smoke_test).next(
+        activate_model
+    ).next(notify_ready).next(announced).next(onboarded)
     return record_model

@@ -73,6 +73,7 @@ LAMBDA_SERVICE: Final = (
 # The names of exception classes in lambdas/; a test compares them with the classes.
 MODEL_NOT_READY: Final = "ModelNotReadyError"
 NOT_OURS: Final = "NotOursError"
+REFUSED: Final = "LimnerError"
 
 FAILURE_PATH: Final = "$.failure"
 """Where a Catch puts ``{"Error": …, "Cause": …}``, but for those behind a recorded ending."""
@@ -212,8 +213,10 @@ MAX_ATTEMPTS: Final = 3
 PACK_TASKS_S: Final = 150
 COLLECT_RESULTS_S: Final = 150
 RECORD_PROGRESS_S: Final = 60
+# It reads an artifact from end to end, some GB at most.
+INSPECT_ARTIFACT_S: Final = 150
 # Requests of a batch whose retries and loops, all used up, still fit one history.
-MOST_REQUESTS: Final = 36
+MOST_REQUESTS: Final = 35
 # Items of a batch that are claimed, or published and tested, side by side.
 SIDE_BY_SIDE: Final = 10
 
@@ -334,6 +337,10 @@ def publish(failed: str) -> Policies:
     to_failure = Catcher(ALL_ERRORS, failed)
     return {
         "RecordModel": _transaction(to_failure),
+        # Refused is refused; the function itself gives up half a minute earlier.
+        "InspectArtifact": TaskPolicy(
+            INSPECT_ARTIFACT_S + 30, (_never(REFUSED), PERSISTENT), (to_failure,)
+        ),
         # CopyObject of up to 5 GB in one call.
         "PublishArtifact": TaskPolicy(300, (PERSISTENT,), (to_failure,)),
         # The function itself gives up after 90 s.

@@ -22,6 +22,7 @@ class Uses:
         models: Table of models and their versions.
         requests: Table of requests.
         topic: Where onboardings are announced.
+        inspect_artifact: Function that judges what a training has made.
         smoke_test: Function that makes the first inference.
         record_failure: Function that ends a request that failed.
         jobs: The training jobs of this stage.
@@ -36,6 +37,7 @@ class Uses:
     models: dynamodb.ITable
     requests: dynamodb.ITable
     topic: sns.ITopic
+    inspect_artifact: lambda_.IFunction
     smoke_test: lambda_.IFunction
     record_failure: lambda_.IFunction
     jobs: TrainingJobs

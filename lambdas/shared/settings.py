@@ -32,6 +32,37 @@ class SmokeTestSettings:
         return cls(_required(environ, "ENDPOINT_NAME"), _required(environ, "BASE_ID"))
 
 
+# What the gate asks of a model, by the names of ``training.quality.Figures``.
+FIGURES = ("similarity_gain", "prompt_response", "diversity", "novelty")
+
+
+@dataclass(frozen=True, slots=True)
+class InspectArtifactSettings:
+    """Settings of ``inspect_artifact``.
+
+    Attributes:
+        base_id: The base that artifacts must be for.
+        least: What figures must reach, by name; what is not named is not asked.
+    """
+
+    base_id: str
+    least: Mapping[str, float]
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> InspectArtifactSettings:
+        """Reads BASE_ID, and QUALITY_… where they are set.
+
+        Raises:
+            LimnerError: ``INTERNAL``, if BASE_ID is missing, or a threshold is no number.
+        """
+        least = {
+            figure: _number(environ, name)
+            for figure in FIGURES
+            if environ.get(name := f"QUALITY_{figure.upper()}")
+        }
+        return cls(_required(environ, "BASE_ID"), least)
+
+
 @dataclass(frozen=True, slots=True)
 class RecordFailureSettings:
     """Settings of ``record_failure``.
@@ -262,6 +293,16 @@ class RecordProgressSettings:
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> RecordProgressSettings:
         """Reads REQUESTS_TABLE."""
         return cls(_required(environ, "REQUESTS_TABLE"))
+
+
+def _number(environ: Mapping[str, str], name: str) -> float:
+    try:
+        value = float(_required(environ, name))
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise LimnerError("INTERNAL", f"{name} must be a number.")
+    return value
 
 
 def _positive(environ: Mapping[str, str], name: str) -> float:

@@ -232,6 +232,12 @@ _SPECS: Final = (
         "Check that the base is a diffusers StableDiffusionPipeline folder.",
         fault="limner",
     ),
+    _spec(
+        "QUALITY_TOO_LOW",
+        422,
+        "The new model's images fall short of what is asked of a model.",
+        "Onboard the user again with more or sharper photos of the same subject, or more steps.",
+    ),
     # Serving.
     _spec(
         "ARTIFACT_INVALID",

@@ -66,6 +66,20 @@ def test_a_failed_task_is_its_own_request_s_failure(batch_stack: MotoStack) -> N
     assert told["code"] == "PHOTO_TOO_SMALL"
 
 
+def test_a_poor_model_is_not_published_and_its_user_is_told(batch_stack: MotoStack) -> None:
+    good, poor = put(batch_stack), put(batch_stack, behave="poor")
+    execution = batch_stack.onboard_batch(good, poor)
+    assert execution["status"] == "SUCCEEDED", execution.get("cause")
+    assert statuses(batch_stack, good, poor) == ["READY", "FAILED"]
+    assert batch_stack.artifact_keys(poor) == []
+    assert "similarity_gain is -0.5" in batch_stack.request(poor)["error"]["message"]
+    (told,) = batch_stack.notifications(poor)
+    assert (told["type"], told["code"]) == ("limner.onboarding.failed", "QUALITY_TOO_LOW")
+    model = batch_stack.model(poor)
+    assert model is not None
+    assert not {"live_version", "active_request"} & model.keys()
+
+
 def test_what_a_job_left_undone_is_queued_again(batch_stack: MotoStack) -> None:
     """The job fails in the middle: what is finished is finished."""
     done, undone = put(batch_stack), put(batch_stack, behave="die")

@@ -30,6 +30,7 @@ OBJECTS: dict[str, tuple[set[str], set[str]]] = {
     "RegisterRole": ({keys.UPLOADS}, {keys.UPLOADS, keys.CONFIGS}),
     "PackTasksRole": ({keys.UPLOADS, keys.CONFIGS, keys.BATCHES}, {keys.BATCHES}),
     "CollectResultsRole": ({keys.BATCHES}, set()),
+    "InspectArtifactRole": ({keys.JOBS, keys.BATCHES}, set()),
     **{
         name: (set(), set())
         for name in (

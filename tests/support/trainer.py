@@ -5,6 +5,7 @@ is the channel ``config`` where there is one, else the hyperparameters. Where th
 ``behave``, a file ``behave`` among the photos says it: one word, or a JSON object of the entries.
 
 ``ok``       (default) prints metrics, writes a checkpoint and an artifact with all agreed members
+``poor``     as ``ok``, but the manifest's figures are those of a model that is no good
 ``fail``     exit code 1 and a reason in output/failure (``reason``)
 ``crash``    exit code 3 without a reason
 ``hang``     works until SIGTERM, then saves its artifact and exits 0
@@ -47,6 +48,8 @@ MEMBERS = (
 )
 REASON = "PHOTO_TOO_SMALL: a.png is 8x8. Fix: use a larger."
 STOPPED = "TRAINING_STOPPED: The training job was stopped. Fix: Onboard the user again."
+# Of a base without a card: limner.contracts.base.TINY_BASE_ID.
+BASE_ID = "tiny-1"
 POLL_S = 0.02
 
 
@@ -67,6 +70,18 @@ def wishes(config: dict[str, Any], photos: Path) -> dict[str, Any]:
         text = file.read_text().strip()
         told = json.loads(text) if text.startswith("{") else {"behave": text}
     return {"behave": "ok", "reason": REASON, "seconds": 0, **told, **config}
+
+
+def sound(root: Path, request_id: str, behaviour: str) -> dict[str, Any]:
+    """What the gate wants to see in a manifest, unless the model is poor."""
+    card = read(root / "input/data/base/limner-base.json")
+    gain = -0.5 if behaviour == "poor" else 0.5
+    return {
+        "schema_version": 1,
+        "request_id": request_id,
+        "base_id": card.get("base_id", BASE_ID),
+        "metrics": {"similarity_gain": gain, "diversity": 1, "novelty": 1, "prompt_response": 1},
+    }
 
 
 def files_of(photos: Path) -> list[str]:
@@ -122,9 +137,9 @@ def single(root: Path, channels: list[str], resources: dict[str, Any]) -> int:
     preview = root / "checkpoints" / f"preview-{len(list((root / 'checkpoints').iterdir()))}.txt"
     preview.write_text("first image")
     manifest = {
+        **sound(root, os.environ.get("LIMNER_REQUEST_ID", ""), behaviour),
         "job": os.environ["TRAINING_JOB_NAME"],
         "arn": os.environ["TRAINING_JOB_ARN"],
-        "request_id": os.environ.get("LIMNER_REQUEST_ID", ""),
         "channels": channels,
         "photos": photos,
         "threads": os.environ["OMP_NUM_THREADS"],
@@ -189,7 +204,7 @@ def batch(root: Path, channels: list[str], resources: dict[str, Any]) -> int:
             manifest = {
                 "job": os.environ["TRAINING_JOB_NAME"],
                 "arn": os.environ["TRAINING_JOB_ARN"],
-                "request_id": request,
+                **sound(root, request, behaviour),
                 "channels": channels,
                 "photos": files_of(photos),
                 "host": index,

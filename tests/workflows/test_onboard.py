@@ -30,6 +30,7 @@ TRAINED_PATH = [
     "RecordAttempt",
     "FineTune",
     "RecordModel",
+    "InspectArtifact",
     "PublishArtifact",
     "SmokeTest",
     "ActivateModel",

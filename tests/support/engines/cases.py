@@ -30,6 +30,7 @@ CLAIMED: Final = (
 BEGINNING: Final = (*CLAIMED, "PlanTraining", "RecordAttempt", "FineTune")
 ENDING: Final = (
     "RecordModel",
+    "InspectArtifact",
     "PublishArtifact",
     "SmokeTest",
     "ActivateModel",
@@ -358,9 +359,24 @@ CASES: Final = (
         told="failed",
     ),
     Case(
+        "the model is poor",
+        behave="poor",
+        path=(*BEGINNING, "RecordModel", "InspectArtifact", *FAILED),
+        error="QUALITY_TOO_LOW",
+        absent=("active_request", "live_version"),
+        told="failed",
+    ),
+    Case(
         "the model does not draw",
         trouble={"faults": [Fault("sagemaker:InvokeEndpoint", code="ModelError", times=None)]},
-        path=(*BEGINNING, "RecordModel", "PublishArtifact", "SmokeTest", *FAILED),
+        path=(
+            *BEGINNING,
+            "RecordModel",
+            "InspectArtifact",
+            "PublishArtifact",
+            "SmokeTest",
+            *FAILED,
+        ),
         error="SMOKE_TEST_FAILED",
         absent=("active_request", "live_version"),
         told="failed",

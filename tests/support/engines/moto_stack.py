@@ -54,6 +54,7 @@ ENVIRONMENT: Final = {
     "GRACE_S": "60",
     "BATCH_INSTANCES": "2",
     "BATCH_TARGET_S": "3600",
+    "QUALITY_SIMILARITY_GAIN": "-0.1",
 }
 # What stands for the placeholders of the published machines.
 VALUES: Final = {

@@ -4,6 +4,7 @@ A job's behaviour is the entry ``behave`` of a JSON file ``behave`` among its ph
 ``tests.support.trainer``:
 
 ``ok``     (default) leaves an artifact in S3 and completes
+``poor``   as ``ok``, of a model that has learnt nothing
 ``fail``   fails with a reason in the container's own words
 ``crash``  fails without a reason
 ``hang``   is at work until somebody stops it
@@ -30,12 +31,20 @@ from urllib.parse import urlsplit
 from limner.contracts import keys
 from limner.local.errors import ServiceError
 from limner.local.trouble import Trouble
+from tests.support.archives import GOOD, manifest_of, packed
 from tests.support.endpoint import two_pixel_png
 
 FAILURE = "PHOTO_TOO_SMALL: a.png is 8x8. Fix: use a larger."
-ARTIFACT = b"an adapter"
 UNFINISHED = frozenset({"InProgress", "Stopping"})
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+_TRAINS = frozenset({"ok", "poor"})
+
+
+def _artifact(request_id: str, behaviour: str) -> bytes:
+    worse = {"similarity_gain": -0.5} if behaviour == "poor" else {}
+    return packed(manifest_of(request_id, metrics={**GOOD, **worse}))
 
 
 class Objects:
@@ -171,8 +180,8 @@ class Training:
             self._end(job, "Failed", f"AlgorithmError: {FAILURE}, exit code: 1")
         elif behaviour == "crash":
             self._end(job, "Failed", "AlgorithmError: , exit code: 3")
-        elif behaviour == "ok":
-            self._save_artifact(job)
+        elif behaviour in _TRAINS:
+            self._save_artifact(job, behaviour)
             self._end(job, "Completed", "")
 
     def _train_batch(self, job: dict[str, Any], tasks: str, manifest: str) -> None:
@@ -193,16 +202,18 @@ class Training:
 
     def _finish_task(self, folder: str, request_id: str, behaviour: str) -> None:
         code, _, message = FAILURE.partition(": ")
-        if behaviour == "ok":
-            self._objects.write(f"{folder}/model.tar.gz", ARTIFACT)
+        is_trained = behaviour in _TRAINS
+        artifact = _artifact(request_id, behaviour)
+        if is_trained:
+            self._objects.write(f"{folder}/model.tar.gz", artifact)
         result = {
             "schema_version": 1,
             "request_id": request_id,
-            "status": "trained" if behaviour == "ok" else "failed",
+            "status": "trained" if is_trained else "failed",
             "seconds": 1.0,
             "metrics": {},
-            "error": None if behaviour == "ok" else {"code": code, "message": message},
-            "artifact_sha256": hashlib.sha256(ARTIFACT).hexdigest() if behaviour == "ok" else "",
+            "error": None if is_trained else {"code": code, "message": message},
+            "artifact_sha256": hashlib.sha256(artifact).hexdigest() if is_trained else "",
         }
         self._objects.write(f"{folder}/result.json", json.dumps(result).encode())
 
@@ -210,10 +221,11 @@ class Training:
         told = self._objects.read(f"{photos.rstrip('/')}/behave")
         return str(json.loads(told).get("behave", "ok")) if told else "ok"
 
-    def _save_artifact(self, job: dict[str, Any]) -> None:
+    def _save_artifact(self, job: dict[str, Any], behaviour: str = "ok") -> None:
         folder = job["OutputDataConfig"]["S3OutputPath"].rstrip("/")
         uri = f"{folder}/{job['TrainingJobName']}/output/model.tar.gz"
-        self._objects.write(uri, ARTIFACT)
+        request_id = job.get("Environment", {}).get("LIMNER_REQUEST_ID", "")
+        self._objects.write(uri, _artifact(request_id, behaviour))
         job["ModelArtifacts"] = {"S3ModelArtifacts": uri}
 
     def _end(self, job: dict[str, Any], status: str, reason: str) -> None:

@@ -32,6 +32,7 @@ from botocore.response import StreamingBody
 from lambdas.shared import clock, metrics
 from limner.contracts import keys, times
 from limner.contracts.errors import LimnerError
+from tests.support.archives import good_archive
 from tests.support.faults.dynamo import Memory
 from tests.support.faults.machine import Call, Execution, Fault, Machine, TaskFailedError, Turns
 from workflows import asl
@@ -458,7 +459,10 @@ class World:
         if "tasks" in channels:
             self._do_tasks(job, channels["tasks"])
         elif job.status == "Completed":
-            self.objects[f"{keys.JOBS}/{job.name}/output/model.tar.gz"] = job.name.encode()
+            request_id = job.request["Environment"]["LIMNER_REQUEST_ID"]
+            self.objects[f"{keys.JOBS}/{job.name}/output/model.tar.gz"] = good_archive(
+                request_id, job=job.name
+            )
 
     def _do_tasks(self, job: Job, tasks: str) -> None:
         """The program of a batch: a job that completes has done all, another one what was swift."""
@@ -470,8 +474,9 @@ class World:
                 continue
             folder = f"{out}/{task['request_id']}"
             spoiled = task["user_id"] in self.spoiled
+            artifact = good_archive(task["request_id"], job=job.name)
             if not spoiled:
-                self.objects[f"{folder}/model.tar.gz"] = job.name.encode()
+                self.objects[f"{folder}/model.tar.gz"] = artifact
             self.objects[f"{folder}/result.json"] = json.dumps(
                 {
                     "schema_version": 1,
@@ -480,9 +485,7 @@ class World:
                     "seconds": 1.0,
                     "metrics": {"steps": 500, "photos": 12, "share_seconds": 60.0},
                     "error": _SPOILED if spoiled else None,
-                    "artifact_sha256": ""
-                    if spoiled
-                    else hashlib.sha256(job.name.encode()).hexdigest(),
+                    "artifact_sha256": "" if spoiled else hashlib.sha256(artifact).hexdigest(),
                 }
             ).encode()
 

@@ -37,6 +37,7 @@ class Made:
             models=dynamodb.Table.from_table_name(stack, "Models", "models"),
             requests=dynamodb.Table.from_table_name(stack, "Requests", "requests"),
             topic=sns.Topic.from_topic_arn(stack, "Topic", ACCOUNT.format("sns", "topic")),
+            inspect_artifact=function("inspect"),
             smoke_test=function("smoke"),
             record_failure=function("failure"),
             jobs=TrainingJobs("limner-", role),
