@@ -24,8 +24,7 @@ def test_every_cell_keeps_every_promise(figure: Callable[[str], None]) -> None:
     outcomes = Counter(result.outcome for result in results)
     figure(
         f"matrix  {len(cells)} cells of {len({(c.machine, c.state) for c in cells})} tasks in "
-        f"{seconds:.1f} s: "
-        + ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in Outcome)
+        f"{seconds:.1f} s: " + ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in Outcome)
     )
     stale = "run: python -m tests.faults.matrix"
     assert matrix.PICTURE.read_text(encoding="utf-8") == matrix.picture(results), stale
