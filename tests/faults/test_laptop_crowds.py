@@ -56,8 +56,9 @@ def test_cells_end_on_the_laptop_as_they_do_in_memory(
     crowd.each(lambda cell: stage(crowd, cell), cells)
     crowd.laptop.control.trouble(faults=[fault for cell in cells for fault in cell.faults])
     crowd.each(lambda cell: crowd.start(cell.request_id, cell.user_id), cells)
-    rows = crowd.rest([cell.request_id for cell in cells])
+    crowd.rest([cell.request_id for cell in cells])
     crowd.laptop.control.trouble()
+    rows = crowd.reconcile([cell.request_id for cell in cells])
     until(crowd.models, lambda rows: not any("active_request" in row for row in rows.values()))
 
     models, jobs, wrong = crowd.models(), Counter(crowd.jobs()), []

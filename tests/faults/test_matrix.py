@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -14,14 +15,16 @@ AT_LEAST = 250
 def test_every_cell_keeps_every_promise(figure: Callable[[str], None]) -> None:
     cells = all_cells()
     assert len(cells) >= AT_LEAST
+    started = time.perf_counter()
     results = tuple(play_all(cells))
+    seconds = time.perf_counter() - started
     broken = {r.cell: r.broken for r in results if r.outcome is Outcome.BROKEN}
     assert broken.keys() - matrix.KNOWN.keys() == set(), broken
     assert matrix.KNOWN.keys() - broken.keys() == set(), "mended: take it out of matrix.KNOWN"
     outcomes = Counter(result.outcome for result in results)
     figure(
-        f"matrix  {len(cells)} cells of {len({(c.machine, c.state) for c in cells})} tasks: "
-        + ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in Outcome)
+        f"matrix  {len(cells)} cells of {len({(c.machine, c.state) for c in cells})} tasks in "
+        f"{seconds:.1f} s: " + ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in Outcome)
     )
     stale = "run: python -m tests.faults.matrix"
     assert matrix.PICTURE.read_text(encoding="utf-8") == matrix.picture(results), stale

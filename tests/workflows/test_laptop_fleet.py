@@ -37,6 +37,9 @@ PROGRAM = textwrap.dedent(
     print(f"step={me + 1} loss=0.{me + 1}", flush=True)
     (root / f"checkpoints/started-{me}").write_text(json.dumps(config))
     if wish == "fail":
+        # Who is stopped before he has begun has nothing to save.
+        while len(list(root.parent.glob("*/checkpoints/started-*"))) < len(config["hosts"]):
+            time.sleep(0.02)
         (root / "output/failure").write_text(f"BROKEN: instance {me}")
         sys.exit(1)
     if wish == "delete":

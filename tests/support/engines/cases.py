@@ -74,6 +74,8 @@ class Case:
         behave: What the training program does (``tests.support.trainer``).
         trouble: Arguments of ``Control.trouble``.
         timeouts: Real seconds per second of TimeoutSeconds.
+        waits: Real seconds per second of waiting; where the machine looks a number of times, a
+            busy laptop needs some time between the looks.
         prepare: Called before the start.
         meanwhile: Called after the start.
         engines: Where it runs; what is not run on the laptop here is run in ``tests/workflows``.
@@ -95,6 +97,7 @@ class Case:
     behave: str = ""
     trouble: Mapping[str, Any] = field(default_factory=dict)
     timeouts: float = 1.0
+    waits: float = 0
     prepare: Step | None = None
     meanwhile: Step | None = None
     engines: tuple[str, ...] = ENGINES
@@ -132,7 +135,7 @@ def play(stack: Stack, case: Case, wish: OnboardingInput | None = None) -> Outco
     if case.prepare is not None:
         case.prepare(stack, wish)
     control.trouble(**case.trouble)
-    control.clock(0, timeouts=case.timeouts)
+    control.clock(case.waits, timeouts=case.timeouts)
     arn = stack.start(wish)
     if case.meanwhile is not None:
         case.meanwhile(stack, wish)
@@ -331,6 +334,7 @@ CASES: Final = (
         "the reply to the job is lost",
         trouble=_lost("sagemaker:CreateTrainingJob"),
         path=None,  # how often it looks at the adopted job is a matter of time
+        waits=0.002,
         tries=(THROTTLED, "SageMaker.ResourceInUseException"),
         model=LIVE,
         told="ready",

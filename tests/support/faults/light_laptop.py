@@ -14,11 +14,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 from limner import local
 from limner.contracts import keys
+from limner.contracts.times import as_text
 from limner.local.images import INFERENCE_IMAGE, TRAINING_IMAGE
 from limner.registry import Request
 from tests.support.faults.laptop_cells import TRAINER
@@ -155,6 +157,35 @@ class LightLaptop:
 
         rows = until(slowly, ended, DEADLINE_S)
         return {name: row for name, row in rows.items() if name in wanted}
+
+    def reconcile(self, request_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Lets reconcile look at what executions have left open; the rows of these requests.
+
+        Its schedule stands still on this laptop, and no request has waited long enough for it.
+        """
+        machine = self.outputs["OnboardMachineArn"]
+        until(
+            lambda: self.laptop.states.list_executions(
+                stateMachineArn=machine, statusFilter="RUNNING"
+            )["executions"],
+            lambda running: not running,
+            DEADLINE_S,
+        )
+        moment = {"S": as_text(datetime.now(UTC) - timedelta(hours=1))}
+        for name, row in self.rest(request_ids).items():
+            if "open" in row:
+                self.dynamodb.update_item(
+                    TableName=self.outputs["RequestsTableName"],
+                    Key={"request_id": {"S": name}},
+                    UpdateExpression="SET updated_at = :moment",
+                    ExpressionAttributeValues={":moment": moment},
+                )
+        answer = self._client("lambda").invoke(
+            FunctionName=self.outputs["ReconcileFunctionName"],
+            Payload=json.dumps({"detail-type": "Scheduled Event"}).encode(),
+        )
+        assert "FunctionError" not in answer, answer["Payload"].read()
+        return self.rest(request_ids)
 
     def models(self) -> dict[tuple[str, str], dict[str, Any]]:
         """All rows of models and versions."""
