@@ -8,6 +8,8 @@ from the outside in:
 * ``program``: one job, from its config files to its artifact or its results;
 * ``job``: what the container's config files say; ``tasks``: what a batch is told to do; ``forms``:
   JSON of an agreed form;
+* ``works``: what a host does, and in which order; ``claims``: whose a task is among hosts;
+* ``worker``: a job that takes its works from the queue; ``orders``: the queue and the shelf;
 * ``batch``: the tasks of a batch, each with its own end; ``results``: what is left of each;
 * ``production``: from photos to the artifact's content: the part that needs torch;
 * ``photos``: which files are good photos;

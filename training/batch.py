@@ -6,7 +6,7 @@ alone, and a task that fails leaves no trace in the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from limner.contracts.tasks import ARTIFACT_FILE, TaskError, TaskResult
 from training.archive import write_archive
@@ -18,15 +18,18 @@ from training.progress import event_line, say
 from training.results import write_result
 from training.runner import Outcome, Runner
 from training.settings import Settings
-from training.works import Works
+from training.stopping import STOP, Stop
+from training.works import Source
 
 
 def train_all(
     settings: Settings,
     base: Base,
-    works: Works | Iterable[Work],
+    works: Source | Iterable[Work],
     *,
-    host: int = 0,
+    checkpoints: Checkpoints | None = None,
+    kept: Callable[[str], None] = lambda _: None,
+    stop: Stop = STOP,
 ) -> None:
     """Does the tasks, many at once; each result is kept as soon as it is there.
 
@@ -34,9 +37,10 @@ def train_all(
         settings: Where the results go.
         base: The frozen base.
         works: What is to be done; what has the same shape is done in this order.
-        host: Position of this host.
+        checkpoints: What to go on from after an interruption; None if others begin anew.
+        kept: Told of each request whose result is there.
+        stop: Whether to end between two steps.
     """
-    checkpoints = Checkpoints.of(settings, host)
     runner = Runner(
         base,
         rows=settings.rows,
@@ -44,6 +48,7 @@ def train_all(
         parts_dir=settings.parts_dir,
         is_signed=True,
         checkpoints=checkpoints,
+        stop=stop,
     )
     for outcome in runner.run(works):
         result = _keep(settings, outcome)
@@ -58,7 +63,9 @@ def train_all(
                 **code,
             )
         )
-    checkpoints.finish()
+        kept(result.request_id)
+    if checkpoints is not None:
+        checkpoints.finish()
 
 
 def _keep(settings: Settings, outcome: Outcome) -> TaskResult:

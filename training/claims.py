@@ -1,4 +1,4 @@
-"""Whose task is whose, among the hosts of one job: the only module of the program that calls AWS.
+"""Whose task is whose, among the hosts of one job. Beside ``orders``, nothing else calls AWS.
 
 A claim is an object that is written once::
 

@@ -115,6 +115,16 @@ def read_job(settings: Settings) -> Job:
     return Job(resources=resources, base_dir=base_dir, batch=batch, share=share, others=others)
 
 
+def read_base_dir(settings: Settings) -> Path:
+    """The channel of the base: all that a worker is told by config files.
+
+    Raises:
+        LimnerError: ``INVALID_INPUT``, naming the file, or the missing channel.
+    """
+    channels = read_form(settings.config_dir / "inputdataconfig.json", InputDataConfig).root
+    return _channel(settings, channels, BASE_CHANNEL)
+
+
 def _channel(settings: Settings, channels: Collection[str], name: str) -> Path:
     if name not in channels:
         raise LimnerError("INVALID_INPUT", f"The job has no channel {name!r}.")

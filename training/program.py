@@ -6,30 +6,37 @@ the job of one request in its first second, and a batch that is done already nev
 
 from __future__ import annotations
 
+import secrets
 import time
 
 from limner.contracts.base import read_card
 from limner.contracts.errors import LimnerError
 from training.claims import open_claims
-from training.job import Job, read_job
+from training.job import Job, read_base_dir, read_job
+from training.orders import open_orders
 from training.photos import keep_side_px, load_photos
 from training.progress import event_line, say
 from training.results import finished
 from training.settings import Settings
+from training.worker import Inbox
 from training.works import Works
 
 
 def train(settings: Settings) -> None:
     """Runs this host's part of the job that the container's config files describe.
 
-    A host without a part says so, leaves nothing and ends well. With one request, SageMaker packs
-    the first host's ``model/``; a batch leaves ``model/`` empty, for its artifacts go to
-    ``checkpoints/`` one by one.
+    A worker takes its works from the queue instead, until its time is over. A host without a part
+    says so, leaves nothing and ends well. With one request, SageMaker packs the first host's
+    ``model/``; a batch leaves ``model/`` empty, for its artifacts go to ``checkpoints/`` one by
+    one.
 
     Raises:
         LimnerError: With what went wrong; ``model/`` holds no artifact then.
     """
     started = time.perf_counter()
+    if settings.worker_table is not None:
+        _serve(settings, settings.worker_table)
+        return
     job = read_job(settings)
     if not job.share and not (job.others and settings.claims):
         say(event_line("idle", host=job.resources.index, hosts=len(job.resources.hosts)))
@@ -91,7 +98,37 @@ def _train_batch(settings: Settings, job: Job) -> None:
     )
 
     from training.batch import train_all  # torch comes in here, not earlier
+    from training.checkpoints import Checkpoints
     from training.production import open_base
 
     base = open_base(job.base_dir)
-    train_all(settings, base, works, host=job.resources.index)
+    checkpoints = Checkpoints.of(settings, job.resources.index)
+    train_all(settings, base, works, checkpoints=checkpoints)
+
+
+def _serve(settings: Settings, table: str) -> None:
+    """Takes works from the queue until there are none, or the job's time is over.
+
+    It keeps no checkpoints: what it has not delivered is free for others as soon as it ends.
+    """
+    base_dir = read_base_dir(settings)
+    orders = open_orders(
+        table=table,
+        bucket=settings.worker_bucket,
+        job=settings.job_name,
+        # A start of the job that is gone must not hold what its successor takes.
+        me=f"{settings.job_name}#{secrets.token_hex(8)}",
+        lease_s=settings.worker_lease_s,
+    )
+
+    from training.batch import train_all
+    from training.production import open_base
+
+    base = open_base(base_dir)
+    with Inbox(
+        orders,
+        settings.worker_dir,
+        idle_s=settings.worker_idle_s,
+        lifetime_s=settings.worker_lifetime_s,
+    ) as inbox:
+        train_all(settings, base, inbox, kept=inbox.deliver)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +36,7 @@ from training.photos import keep_side_px, load_photos
 from training.production import Made, MemoryShortageError, memory_errors, produce
 from training.progress import event_line, say
 from training.stopping import STOP, Stop
-from training.works import Works
+from training.works import Source, Works
 
 # More adapters in one pass than this gain nothing that was measured.
 MAX_SLOTS: Final = 32
@@ -84,7 +84,8 @@ class Runner:
             to S3.
         parts_dir: Where unfinished files lie.
         is_signed: Whether progress lines name their request.
-        checkpoints: What an earlier start left, and what this one leaves.
+        checkpoints: What an earlier start left, and what this one leaves; None for a host that
+            keeps nothing, whose works others begin anew.
         stop: Whether to end between two steps.
     """
 
@@ -96,7 +97,7 @@ class Runner:
         previews_dir: Callable[[Work], Path],
         parts_dir: Path,
         is_signed: bool,
-        checkpoints: Checkpoints,
+        checkpoints: Checkpoints | None,
         stop: Stop = STOP,
     ) -> None:
         self._base = base
@@ -106,15 +107,17 @@ class Runner:
         self._is_signed = is_signed
         self._checkpoints = checkpoints
         self._stop = stop
-        self._works = Works(())
+        self._works: Source = Works(())
+        self._room: dict[Shape, int] = {}
         self._ended: frozenset[str] = frozenset()
 
-    def run(self, works: Works | Iterable[Work]) -> Iterator[Outcome]:
+    def run(self, works: Source | Iterable[Work]) -> Iterator[Outcome]:
         """Does all works; yields each outcome as soon as it is there.
 
         Works of the same shape share a cohort; the shapes are taken in the order in which they
         appear, and within them the works in their own order. A cohort that a checkpoint knows
-        comes first; what other hosts have not begun, if there are claims, comes last.
+        comes first; what other hosts have not begun, if there are claims, comes last. Where works
+        come as they are asked for, those of the shape at work enter its free slots.
 
         Args:
             works: What is to be done.
@@ -123,12 +126,12 @@ class Runner:
             StoppedError: If that was asked for; the state is saved then.
             LimnerError: ``AWS_ERROR``, if nobody knows whose a work is.
         """
-        works = works if isinstance(works, Works) else Works(works)
+        works = Works(works) if isinstance(works, Iterable) else works
         self._works = works
         todo = {work.request_id: work for work in works.share}
         known = {work.request_id: work for work in (*works.share, *works.others, *works.ended)}
         self._ended = frozenset(work.request_id for work in works.ended)
-        found = self._checkpoints.find(self._base.digest, known)
+        found = self._find(known)
         if found is not None and not self._ended.issuperset(found.plan.names):
             named = [known[name] for name in found.plan.names]
             yield from self._run_group(Shape.of(named[0].config), deque(named), found)
@@ -142,13 +145,14 @@ class Runner:
             yield from self._run_group(_shape(more[0]), deque(more))
 
     def _slots(self, shape: Shape) -> int:
-        return min(max(1, self._rows // shape.rows), MAX_SLOTS)
+        return self._room.get(shape, min(max(1, self._rows // shape.rows), MAX_SLOTS))
 
     def _run_group(
         self, shape: Shape, waiting: deque[Work], found: Checkpoint | None = None
     ) -> Iterator[Outcome]:
-        slots = min(self._slots(shape), len(waiting))
         while waiting:
+            room = self._slots(shape)
+            slots = room if self._works.is_open else min(room, len(waiting))
             rank = max(work.config.rank for work in waiting)
             if found is not None:
                 slots, rank = found.plan.slots, found.plan.rank
@@ -167,7 +171,7 @@ class Runner:
                     else:
                         # Nobody's result depends on how many others there are.
                         waiting.extendleft(run.work for run in reversed(running))
-            slots = max(1, slots // 2)
+                        self._room[shape] = max(1, slots // 2)
             self._recover()
 
     def _fill_and_step(
@@ -179,12 +183,15 @@ class Runner:
             self._save(cohort, waiting, running)
         pause = partial(self._pause, cohort, waiting, running)
         while any(map(self._is_wanted, (*waiting, *(run.work for run in running)))):
+            for lost in [run for run in running if not self._works.holds(run.work)]:
+                running.remove(lost)
+                cohort.leave(lost.learner)
             while (run := _first_ended(cohort, running)) is not None:
                 if self._is_wanted(run.work):
                     yield self._end(cohort, run, pause)
                 running.remove(run)
                 cohort.leave(run.learner)
-            while waiting and cohort.has_room:
+            while cohort.has_room and self._awaits(cohort, waiting):
                 pause()
                 work = waiting.popleft()
                 if self._is_wanted(work) and not self._works.begins(work):
@@ -207,6 +214,15 @@ class Runner:
                 _share(running, time.perf_counter() - stepped)
         waiting.clear()  # who is left has his outcome
 
+    def _awaits(self, cohort: Cohort, waiting: deque[Work]) -> bool:
+        """Whether somebody waits for a slot, or has just come who fits."""
+        if not waiting:
+            rank, shape = cohort.bank.rank, cohort.shape
+            waiting.extend(
+                self._works.arrivals(lambda w: _shape(w) == shape and w.config.rank <= rank)
+            )
+        return bool(waiting)
+
     def _begin(self, cohort: Cohort, work: Work, started: float) -> _Run:
         photos = load_photos(work.photos_dir, keep_side_px=keep_side_px(self._base.card))
         name = work.request_id if self._is_signed else ""
@@ -216,6 +232,11 @@ class Runner:
 
     def _end(self, cohort: Cohort, run: _Run, pause: Callable[[], None]) -> Outcome:
         ended = time.perf_counter()
+
+        def shown() -> None:
+            self._works.shows(run.work)
+            pause()
+
         try:
             with self._own_errors():
                 if run.learner.error is not None:
@@ -229,7 +250,7 @@ class Runner:
                     started=run.started,
                     previews_dir=self._previews_dir(run.work),
                     parts_dir=self._parts_dir,
-                    pause=pause,
+                    pause=shown,
                 )
         except LimnerError as error:
             return self._failed(run.work, error, run.started)
@@ -249,11 +270,18 @@ class Runner:
 
     def _pause(self, cohort: Cohort, waiting: Sequence[Work], running: Sequence[_Run]) -> None:
         """A moment between two steps, or two images: saves if it is time, ends if that is asked."""
-        if self._checkpoints.is_due or self._stop.is_asked:
+        if self._stop.is_asked or (self._checkpoints is not None and self._checkpoints.is_due):
             self._save(cohort, waiting, running)
         self._stop.obey()
 
+    def _find(self, known: Mapping[str, Work]) -> Checkpoint | None:
+        if self._checkpoints is None:
+            return None
+        return self._checkpoints.find(self._base.digest, known)
+
     def _save(self, cohort: Cohort, waiting: Sequence[Work], running: Sequence[_Run]) -> None:
+        if self._checkpoints is None:
+            return
         now = time.perf_counter()
         runs = {id(run.learner): run for run in running}
         in_slots = [runs[id(learner)] for learner in cohort.learners]

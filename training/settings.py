@@ -29,6 +29,12 @@ class Settings(BaseSettings):
             together, as many as have room (docs/bases.md says what a row costs).
         claims: Where the hosts of a batch claim its tasks, so that whoever is done early does some
             of the others'; None for hosts that do what was planned for them, and call nobody.
+        worker_table: The table of requests, for a job that takes its works from the queue; None for
+            jobs that are told what to do.
+        worker_bucket: The bucket of photos, configs and results, for such a job.
+        worker_idle_s: Such a job ends after so many seconds without work.
+        worker_lifetime_s: It takes nothing on any more after so many.
+        worker_lease_s: How long a request is its own without a sign of life.
         checkpoint_every_s: What an interruption may cost at most, in seconds of training. A
             checkpoint holds three times the adapters in training, in float32.
     """
@@ -42,6 +48,15 @@ class Settings(BaseSettings):
     rows: int = Field(default=16, ge=1, le=4096, validation_alias="LIMNER_ROWS")
     claims: Annotated[str, StringConstraints(pattern=r"^s3://[^/]+/.+/$")] | None = Field(
         default=None, validation_alias="LIMNER_CLAIMS"
+    )
+    worker_table: str | None = Field(default=None, validation_alias="LIMNER_WORKER_TABLE")
+    worker_bucket: str = Field(default="", validation_alias="LIMNER_WORKER_BUCKET")
+    worker_idle_s: float = Field(default=600, gt=0, validation_alias="LIMNER_WORKER_IDLE_S")
+    worker_lifetime_s: float = Field(
+        default=4 * 3600, gt=0, validation_alias="LIMNER_WORKER_LIFETIME_S"
+    )
+    worker_lease_s: float = Field(
+        default=90, ge=3, le=3600, validation_alias="LIMNER_WORKER_LEASE_S"
     )
     checkpoint_every_s: float = Field(
         default=60, ge=0, le=3600, validation_alias="LIMNER_CHECKPOINT_S"
@@ -67,9 +82,15 @@ class Settings(BaseSettings):
         """What SageMaker copies to S3 while the job runs."""
         return self.base_dir / "checkpoints"
 
+    @property
+    def worker_dir(self) -> Path:
+        """Where a worker keeps photos and results for a while: nothing that SageMaker copies."""
+        return self.base_dir / "worker"
+
     def task_dir(self, request_id: str) -> Path:
-        """Where a batch leaves what it made of one task."""
-        return self.checkpoint_dir / request_id
+        """Where a batch, or a worker, leaves what it made of one task."""
+        parent = self.checkpoint_dir if self.worker_table is None else self.worker_dir / "out"
+        return parent / request_id
 
     @property
     def state_dir(self) -> Path:

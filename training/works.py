@@ -1,13 +1,59 @@
-"""What a host does, and in which order: its own share, then what others have not begun."""
+"""What a host does, and in which order: its own share, then what others have not begun.
+
+``training.worker.Inbox`` has the same methods, for a host whose works come one by one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Final, Protocol
 
 from limner.contracts.errors import LimnerError
 from training.claims import Claims
 from training.job import Work
 from training.progress import event_line, say
+
+
+class Source(Protocol):
+    """Where a runner's works come from.
+
+    Attributes:
+        share: What was planned for this host, in this order.
+        others: What was planned for others.
+        ended: What has a result already, and a checkpoint may still name.
+        is_open: Whether more may come.
+    """
+
+    @property
+    def share(self) -> Sequence[Work]: ...  # noqa: D102 - see above
+    @property
+    def others(self) -> Sequence[Work]: ...  # noqa: D102
+    @property
+    def ended(self) -> Sequence[Work]: ...  # noqa: D102
+    @property
+    def is_open(self) -> bool: ...  # noqa: D102
+
+    def begins(self, work: Work) -> bool:
+        """Whether a work may begin; asked just before it does."""
+        ...
+
+    def holds(self, work: Work) -> bool:
+        """Whether a work that has begun is still this host's; asked before each step."""
+        ...
+
+    def arrivals(self, fits: Callable[[Work], bool], /) -> Sequence[Work]:
+        """What has come and can join those in training, without waiting for it."""
+        ...
+
+    def shows(self, work: Work) -> None:
+        """Told of each first image."""
+        ...
+
+    def more(
+        self, kind: Callable[[Work], Hashable], most: Callable[[Work], int], /
+    ) -> Sequence[Work]:
+        """What comes when all that was known is done; waits for it, if it may still come."""
+        ...
 
 
 class Works:
@@ -26,7 +72,10 @@ class Works:
         share: What was planned for this host and has no result.
         ended: As given.
         others: What was planned for others and has no result, the longest first.
+        is_open: False: no more will come.
     """
+
+    is_open: Final = False
 
     def __init__(
         self,
@@ -59,6 +108,17 @@ class Works:
             return False
         self._ours.add(work.request_id)
         return True
+
+    def holds(self, _work: Work) -> bool:
+        """Whether a work that has begun is still this host's: nobody takes it away."""
+        return True
+
+    def arrivals(self, _fits: Callable[[Work], bool]) -> Sequence[Work]:
+        """What can join those in training: nothing, since all of it was known before."""
+        return ()
+
+    def shows(self, _work: Work) -> None:
+        """Told of each first image: SageMaker's sync takes it to S3."""
 
     def more(self, kind: Callable[[Work], Hashable], most: Callable[[Work], int]) -> list[Work]:
         """Claims what others have not begun, when the own share is done.

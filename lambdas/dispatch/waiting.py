@@ -23,7 +23,7 @@ from lambdas.dispatch.logic import Candidate, earlier_job, read_candidate
 from lambdas.record_failure.logic import Failure
 from lambdas.shared.clock import Clock, iso
 from lambdas.shared.dynamo import Item, Plain, Table
-from limner.contracts import keys
+from limner.contracts import keys, writes
 from limner.contracts.errors import LimnerError
 from limner.contracts.statuses import RequestStatus
 
@@ -112,29 +112,11 @@ class Waiting:
         until_ms = now_ms + self._lease_ms
         item = self._requests.change(
             {"request_id": candidate.run.request_id},
-            update=(
-                "SET #lease_until = :until, #lease_by = :me,"
-                " #lease_fence = if_not_exists(#lease_fence, :zero) + :one,"
-                " #attempt = if_not_exists(#attempt, :attempt)"
+            update=writes.LEASE,
+            condition=writes.MAY_LEASE,
+            values=writes.lease(
+                self._me, attempt=candidate.run.attempt, now=iso(now_ms), until=iso(until_ms)
             ),
-            condition=(
-                "#status = :queued AND attribute_exists(#queue) AND attribute_not_exists(#owner)"
-                # Reconcile ends it: here nobody could tell the app.
-                " AND (attribute_not_exists(#cancel_requested) OR #cancel_requested = :false)"
-                " AND (#attempt = :attempt OR attribute_not_exists(#attempt))"
-                " AND (attribute_not_exists(#lease_until) OR #lease_until <= :now"
-                " OR #lease_by = :me)"
-            ),
-            values={
-                ":until": iso(until_ms),
-                ":me": self._me,
-                ":false": False,
-                ":zero": 0,
-                ":one": 1,
-                ":attempt": candidate.run.attempt,
-                ":queued": RequestStatus.QUEUED.value,
-                ":now": iso(now_ms),
-            },
         )
         if item is None:
             return None
@@ -144,8 +126,8 @@ class Waiting:
         """Ends a lease that is still ours."""
         self._requests.update(
             {"request_id": lease.candidate.run.request_id},
-            update="REMOVE #lease_until, #lease_by",
-            condition="#lease_by = :me AND #lease_fence = :fence",
+            update=writes.GIVE_BACK,
+            condition=writes.HOLDS_LEASE,
             values={":me": self._me, ":fence": lease.fence},
         )
 

@@ -1,4 +1,7 @@
-"""Writes that the app's client and the functions make alike, as DynamoDB's expressions. Pure.
+"""Writes that several programs make alike, as DynamoDB's expressions. Pure.
+
+The app's client and the functions put requests into the queue; the functions and the workers of the
+training program take them out of it, under the same lease.
 
 Attribute names are written ``#name``; whoever writes fills them in, and puts the values into the
 form of its own library.
@@ -38,5 +41,60 @@ def into_queue(user_id: str, now: str) -> dict[str, str]:
     return {
         ":queued": RequestStatus.QUEUED.value,
         ":shard": keys.shard_of(user_id),
+        ":now": now,
+    }
+
+
+# A lease makes a request its holder's, until a moment. ``lease_fence`` counts the leases: who holds
+# an older one finds its writes refused.
+LEASE: Final = (
+    "SET #lease_until = :until, #lease_by = :me,"
+    " #lease_fence = if_not_exists(#lease_fence, :zero) + :one,"
+    " #attempt = if_not_exists(#attempt, :attempt)"
+)
+MAY_LEASE: Final = (
+    "#status = :queued AND attribute_exists(#queue) AND attribute_not_exists(#owner)"
+    # Reconcile ends it: whoever takes a lease could not tell the app.
+    " AND (attribute_not_exists(#cancel_requested) OR #cancel_requested = :false)"
+    " AND (#attempt = :attempt OR attribute_not_exists(#attempt))"
+    " AND (attribute_not_exists(#lease_until) OR #lease_until <= :now OR #lease_by = :me)"
+)
+GIVE_BACK: Final = "REMOVE #lease_until, #lease_by"
+HOLDS_LEASE: Final = "#lease_by = :me AND #lease_fence = :fence"
+
+# A worker's lease, and what it may do with it: it trains ahead, and leaves the request in the queue.
+# Who has taken workers with it so often is trained in a job of its own.
+WORKER_TRIES: Final = 2
+WORKER_LEASE: Final = f"{LEASE}, #worker_tries = if_not_exists(#worker_tries, :zero) + :one"
+WORKER_MAY_LEASE: Final = (
+    f"{MAY_LEASE} AND attribute_not_exists(#trained_by)"
+    " AND (attribute_not_exists(#worker_tries) OR #worker_tries < :tries)"
+)
+WORKER_MAY_GO_ON: Final = (
+    f"{HOLDS_LEASE} AND #status = :queued AND attribute_not_exists(#owner)"
+    " AND (attribute_not_exists(#cancel_requested) OR #cancel_requested = :false)"
+)
+RENEW: Final = "SET #lease_until = :until"
+# Names the job on whose shelf the result lies; ``onboard_batch`` takes it from there.
+TRAINED_AHEAD: Final = "SET #trained_by = :job REMOVE #lease_until, #lease_by"
+
+
+def lease(me: str, *, attempt: int, now: str, until: str) -> dict[str, str | int | bool]:
+    """The values of ``LEASE`` and its condition.
+
+    Args:
+        me: Who takes it; unlike any other holder, so that a lost reply is recognised.
+        attempt: The attempt that comes next.
+        now: The present moment.
+        until: When the lease ends.
+    """
+    return {
+        ":until": until,
+        ":me": me,
+        ":false": False,
+        ":zero": 0,
+        ":one": 1,
+        ":attempt": attempt,
+        ":queued": RequestStatus.QUEUED.value,
         ":now": now,
     }

@@ -102,7 +102,7 @@ def start(base: Base, settings: Settings, works: Sequence[Work]) -> None:
     ended = [work for work in works if finished(settings, work.request_id)]
     todo = [work for work in works if work not in ended]
     if todo:
-        train_all(settings, base, Works(todo, ended=ended))
+        train_all(settings, base, Works(todo, ended=ended), checkpoints=Checkpoints.of(settings))
 
 
 def adapters(settings: Settings, works: Sequence[Work]) -> dict[str, bytes]:
@@ -440,7 +440,7 @@ def test_who_is_done_leaves_no_adapter_behind(
     base: Base, photos: Path, saved: Settings, steps: Steps
 ) -> None:
     works = works_of(photos, 1)
-    train_all(saved, base, works)
+    train_all(saved, base, works, checkpoints=Checkpoints.of(saved))
     assert steps.done == STEPS - 6
     for path in by_age(saved):
         header, tensors = module._read(path)
@@ -451,7 +451,7 @@ def test_who_is_done_leaves_no_adapter_behind(
 
 def test_a_short_job_of_one_leaves_no_files(base: Base, photos: Path, tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
-    train_all(settings, base, works_of(photos, 1))
+    train_all(settings, base, works_of(photos, 1), checkpoints=Checkpoints.of(settings))
     assert not settings.state_dir.exists()
 
 
@@ -468,7 +468,7 @@ def test_a_full_disk_costs_the_checkpoint_only(
     monkeypatch.setattr(module, "write_atomically", full)
     monkeypatch.setattr(Checkpoints, "is_due", property(lambda _: True))
     settings = settings_of(tmp_path)
-    train_all(settings, base, works_of(photos, 1))
+    train_all(settings, base, works_of(photos, 1), checkpoints=Checkpoints.of(settings))
     assert (settings.task_dir("r0") / "result.json").exists()
     assert "event=unsaved reason=OSError" in capsys.readouterr().out
 
