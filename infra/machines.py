@@ -36,7 +36,7 @@ class Machines:
     Attributes:
         settings: The stage.
         telemetry: Where they log and trace.
-        jobs: Policy of whoever runs training jobs; both machines do.
+        jobs: Policy of whoever runs training jobs; all machines do.
         doors: How they come to objects.
     """
 
@@ -54,8 +54,8 @@ class Machines:
         comment: str,
         start: sfn.IChainable,
         timeout_s: int,
-        statements: Iterable[iam.PolicyStatement],
-        objects: Objects,
+        statements: Iterable[iam.PolicyStatement] = (),
+        objects: Objects | None = None,
     ) -> Machine:
         """A machine with a role of its own.
 
@@ -72,7 +72,7 @@ class Machines:
             start: Its first state.
             timeout_s: Seconds until Step Functions ends an execution.
             statements: What it may do, but for training jobs and the bucket.
-            objects: What it may do with the bucket.
+            objects: What it may do with the bucket; nothing if absent.
         """
         full_name = f"{self.settings.stack_name}-{name}"
         # Without this prefix each log group takes a place in the account's one resource policy
@@ -88,7 +88,8 @@ class Machines:
         )
         for statement in statements:
             role.add_to_policy(statement)
-        self.doors.open(role, construct_id, objects)
+        if objects:
+            self.doors.open(role, construct_id, objects)
         machine = sfn.StateMachine(
             scope,
             construct_id,

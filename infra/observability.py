@@ -42,6 +42,7 @@ _REFUSED_CALLS: Final = (
 _LISTED: Final = cloudwatch.TreatMissingData
 # States that an execution may be asked about: those of the machine of batches that stand outside
 # of its Maps. Inside, one name is a state of every request, and the log does not say of which.
+# Workers are asked nothing: their one state lasts as long as there is work.
 ONE_PER_EXECUTION: Final = {
     "onboard": (),
     "onboard_batch": ("ClaimAll", "PackTasks", "FineTuneBatch", "CollectResults", "FinishAll"),
@@ -140,8 +141,8 @@ class Observability(Construct):
         action = actions.SnsAction(alarms_topic)
         self.alarms = [self._alarm(rule, action) for rule in self._rules()]
         self._dashboard()
-        for name, group in watched.machine_logs.items():
-            self._save_query(name, group)
+        for name in ONE_PER_EXECUTION:
+            self._save_query(name, watched.machine_logs[name])
 
     # -- alarms -----------------------------------------------------------------------------------
 
@@ -205,9 +206,17 @@ class Observability(Construct):
                 " a slow FineTune mostly waits for machines: add instance types.",
             )
             for name, machine in watched.machines.items()
+            if name in ONE_PER_EXECUTION
         ]
         return [
             *slow,
+            Rule(
+                "WorkersFailed",
+                watched.machines["worker"].metric_failed(period=HOUR),
+                3,
+                "Workers do not come up, or fall over; their requests get jobs instead, later. The"
+                " execution says why. LIMNER_WORKERS=0 does without them.",
+            ),
             Rule(
                 "TrainingCallsRefused",
                 self._own(REFUSED, dimensions=False),
@@ -458,6 +467,7 @@ class Observability(Construct):
                     height=8,
                 )
                 for name, group in watched.machine_logs.items()
+                if name in ONE_PER_EXECUTION
             ),
             _graph(
                 "Functions, p95",

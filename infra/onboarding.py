@@ -74,6 +74,7 @@ class OnboardingWorkflow(Construct):
             "Training",
             platform=platform or Platform(self, "Platform", settings, [training_image.image]),
             doors=doors,
+            store=store,
         )
         self.dead_letters = sqs.Queue(
             self,
@@ -89,7 +90,7 @@ class OnboardingWorkflow(Construct):
             "Workflow",
             settings,
             store=store,
-            jobs=self.training.jobs,
+            training=self.training,
             endpoint=endpoint,
             functions=functions,
             machines=Machines(settings, telemetry, self.training.run, doors),
@@ -107,6 +108,7 @@ class OnboardingWorkflow(Construct):
             driven=Driven(
                 machine=workflow.onboard.machine,
                 batch_machine=workflow.batch.machine,
+                worker_machine=workflow.worker.machine,
                 record_failure=workflow.record_failure,
                 topic=workflow.topic,
             ),
@@ -120,10 +122,12 @@ class OnboardingWorkflow(Construct):
                 machines={
                     "onboard": workflow.onboard.machine,
                     "onboard_batch": workflow.batch.machine,
+                    "worker": workflow.worker.machine,
                 },
                 machine_logs={
                     "onboard": workflow.onboard.log,
                     "onboard_batch": workflow.batch.log,
+                    "worker": workflow.worker.log,
                 },
                 functions=functions.made,
                 stream_reader=triggers.dispatch,

@@ -93,6 +93,16 @@ class StageSettings(BaseSettings):
         quality_prompt_response: The same for ``prompt_response``.
         quality_diversity: The same for ``diversity``.
         quality_novelty: The same for ``novelty``.
+        workers: Workers at most: training jobs that stay, and take queued requests themselves, so
+            that neither a machine's start nor CreateTrainingJob's rate is in a user's way (decision
+            032). They count in ``max_instances``, and their programs get a network and a role with
+            the queue in it. 0 for none.
+        worker_backlog: Waiting requests from which another worker starts.
+        worker_idle_s: Seconds that a worker stays without work; it costs as much as with.
+        worker_lifetime_s: Seconds after which a worker takes nothing on any more.
+        worker_patience_s: Seconds after which a request that no worker has taken gets a job.
+        training_rows: Images that one pass through the UNet may hold, in any job; 0 for the
+            program's own default (docs/bases.md says what a row costs).
         max_instances: Training machines that may work at once; the concurrency budget.
         launches_per_second: Training jobs started a second in the long run.
         burst: Training jobs that may be started at once after a pause.
@@ -158,6 +168,12 @@ class StageSettings(BaseSettings):
     quality_prompt_response: Threshold = None
     quality_diversity: Threshold = 0.05
     quality_novelty: Threshold = 0.05
+    workers: int = Field(default=0, ge=0, le=50)
+    worker_backlog: int = Field(default=8, ge=1)
+    worker_idle_s: int = Field(default=600, ge=30)
+    worker_lifetime_s: int = Field(default=4 * 3600, ge=600, le=retries.WORKER_LIFETIME_S)
+    worker_patience_s: int = Field(default=900, ge=60)
+    training_rows: int = Field(default=0, ge=0, le=4096)
     max_instances: int = Field(default=8, ge=1)
     launches_per_second: float = Field(default=1.0, gt=0)
     burst: int = Field(default=5, ge=1)
@@ -211,11 +227,17 @@ class StageSettings(BaseSettings):
                 "the endpoint cannot have fewer machines at most than at least: set"
                 f" LIMNER_ENDPOINT_MAX_INSTANCES to {self.endpoint_instances} or more"
             )
-        if self.batch_instances > self.max_instances:
+        if self.workers >= self.max_instances:
             raise ValueError(
-                "a batch job larger than the concurrency budget would wait for ever: set"
-                f" LIMNER_BATCH_INSTANCES to {self.max_instances} or less,"
-                " or raise LIMNER_MAX_INSTANCES"
+                "workers would leave no machine for jobs, which do what workers cannot: set"
+                f" LIMNER_WORKERS to {self.max_instances - 1} or less, or raise"
+                " LIMNER_MAX_INSTANCES"
+            )
+        if self.batch_instances + self.workers > self.max_instances:
+            raise ValueError(
+                "a batch job larger than what workers leave of the concurrency budget would wait"
+                f" for ever: set LIMNER_BATCH_INSTANCES to {self.max_instances - self.workers} or"
+                " less, or raise LIMNER_MAX_INSTANCES"
             )
         if self.batch_from > self.batch_size:
             raise ValueError(

@@ -13,7 +13,7 @@ from infra.platform import Platform
 from infra.serving import PersonalModelEndpoint
 from infra.settings import StageSettings
 from infra.workflow import TrainingImage
-from workflows import onboard, onboard_batch
+from workflows import onboard, onboard_batch, worker
 
 
 class LimnerStack(Stack):
@@ -77,6 +77,7 @@ class LimnerStack(Stack):
             "RequestsTableName": data.requests.table_name,
             "TopicArn": workflow.topic.topic_arn,
             "TrainingRoleArn": self.onboarding.training.jobs.role.role_arn,
+            "WorkerRoleArn": self.onboarding.training.workers.role.role_arn,
             "TrainingImage": training.image,
             "TrainingInstanceTypes": training.instance_types,
             "BaseId": base_id,
@@ -86,6 +87,7 @@ class LimnerStack(Stack):
         self.machines = {
             onboard.NAME: workflow.onboard.machine,
             onboard_batch.NAME: workflow.batch.machine,
+            worker.NAME: workflow.worker.machine,
         }
         """The machines by the name that they are published under."""
         outputs = Construct(self, "Outputs")
@@ -95,6 +97,7 @@ class LimnerStack(Stack):
             "RequestsTableName": data.requests.table_name,
             "OnboardMachineArn": workflow.onboard.machine.state_machine_arn,
             "OnboardBatchMachineArn": workflow.batch.machine.state_machine_arn,
+            "WorkerMachineArn": workflow.worker.machine.state_machine_arn,
             "EndpointName": serving.endpoint.name,
             "EndpointArn": serving.endpoint.arn,
             "TopicArn": workflow.topic.topic_arn,

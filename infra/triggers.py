@@ -4,7 +4,7 @@
 
     app ── register ──> requests table ── stream ──┐
     app ── event ──> bus ── rule ──> onboard       ├──> dispatch ──> onboard | onboard_batch
-                          schedule ────────────────┤
+                          schedule ────────────────┤                       | worker
                           an execution has ended ──┘
                           schedule, an execution has died ──> reconcile
                           an onboarding has died ──> record_failure
@@ -66,12 +66,14 @@ class Driven:
     Attributes:
         machine: The machine of single onboardings.
         batch_machine: The machine of batches.
+        worker_machine: The machine of jobs that stay.
         record_failure: Ends the request of a dead execution.
         topic: Where endings are announced.
     """
 
     machine: sfn.IStateMachine
     batch_machine: sfn.IStateMachine
+    worker_machine: sfn.IStateMachine
     record_failure: lambda_.IFunction
     topic: sns.ITopic
 
@@ -165,11 +167,21 @@ class Triggers(Construct):
                 "BATCH_SIZE": str(settings.batch_size),
                 "BATCH_INSTANCES": str(settings.batch_instances),
                 "LEASE_S": str(settings.lease_s),
+                "WORKER_MACHINE_ARN": self._driven.worker_machine.state_machine_arn,
+                "WORKERS": str(settings.workers),
+                "WORKER_BACKLOG": str(settings.worker_backlog),
+                "WORKER_PATIENCE_S": str(settings.worker_patience_s),
             },
             statements=[
                 rights.records(self._store.requests, "GetItem", "UpdateItem"),
                 rights.query(self._store.requests, QUEUE),
-                rights.start(self._driven.machine, self._driven.batch_machine),
+                rights.start(
+                    self._driven.machine, self._driven.batch_machine, self._driven.worker_machine
+                ),
+                iam.PolicyStatement(
+                    actions=["states:ListExecutions"],
+                    resources=[self._driven.worker_machine.state_machine_arn],
+                ),
                 # It asks what became of an execution that exists already, and ends none.
                 rights.deny("states:StopExecution"),
                 *([reading, rights.send(self._dead_letters)] if stream else []),
@@ -192,6 +204,7 @@ class Triggers(Construct):
                 "TOPIC_ARN": driven.topic.topic_arn,
                 "ONBOARD_MACHINE_ARN": driven.machine.state_machine_arn,
                 "BATCH_MACHINE_ARN": driven.batch_machine.state_machine_arn,
+                "WORKER_MACHINE_ARN": driven.worker_machine.state_machine_arn,
                 "JOB_PREFIX": JOB_NAME_PREFIX,
                 "GRACE_S": str(self._settings.grace_s),
             },
@@ -289,9 +302,13 @@ class Triggers(Construct):
                 )
             ],
         )
-        both = (driven.machine, driven.batch_machine)
+        machines = (driven.machine, driven.batch_machine, driven.worker_machine)
         self._on_end(
-            "Ended", "Frees the place of an execution that has ended.", both, ENDED, self.dispatch
+            "Ended",
+            "Frees the place of an execution that has ended.",
+            machines,
+            ENDED,
+            self.dispatch,
         )
         self._on_end(
             "OnboardDied",
@@ -303,7 +320,7 @@ class Triggers(Construct):
         self._on_end(
             "Died",
             "Looks after the requests of a dead batch, and after jobs that outlive an execution.",
-            both,
+            machines,
             DIED,
             self.reconcile,
         )

@@ -1,4 +1,4 @@
-"""The machines ``onboard`` and ``onboard_batch``, the functions that they call, and the topic."""
+"""The machines, the functions that they call, and the topic."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from infra.functions import Functions
 from infra.machines import Machines
 from infra.parts import EndpointRef, Store
 from infra.settings import StageSettings
+from infra.training import Training
 from limner.contracts import keys
-from workflows import onboard, onboard_batch, retries
+from workflows import onboard, onboard_batch, retries, worker
 from workflows.jobs import JobSettings
-from workflows.tasks import TrainingJobs
 
 # A function ends before its task gives up on it; else its repetition would run beside it.
 _SOONER_S: Final = 30
@@ -50,6 +50,7 @@ class Workflow(Construct):
         topic: Where the end of each onboarding is announced.
         onboard: The machine for one request.
         batch: The machine for many.
+        worker: The machine of jobs that stay.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Workflow(Construct):
         settings: StageSettings,
         *,
         store: Store,
-        jobs: TrainingJobs,
+        training: Training,
         endpoint: EndpointRef,
         functions: Functions,
         machines: Machines,
@@ -71,6 +72,7 @@ class Workflow(Construct):
         self._settings = settings
         self._store = store
         self._functions = functions
+        self._jobs = training.jobs
         self.topic = sns.Topic(self, "Topic", enforce_ssl=True, master_key=key)
 
         self.inspect_artifact = self._inspect_artifact(base_id)
@@ -90,7 +92,7 @@ class Workflow(Construct):
             pack_tasks=self.pack_tasks,
             collect_results=self.collect_results,
             record_progress=self.record_progress,
-            jobs=jobs,
+            jobs=training.jobs,
             training_image=training_image.image,
             training_instance_types=training_image.instance_types,
             base_id=base_id,
@@ -116,6 +118,26 @@ class Workflow(Construct):
             statements=self._rights(*self.functions_by_arn.values()),
             objects=Objects(reads=(keys.BATCHES,), writes=(keys.MODELS,)),
         )
+        worker_uses = worker.WorkerUses(
+            bucket=store.bucket,
+            requests=store.requests,
+            jobs=training.workers,
+            training_image=training_image.image,
+            training_instance_types=training_image.instance_types,
+            base_id=base_id,
+            job=_job_settings(settings),
+            idle_s=settings.worker_idle_s,
+            lifetime_s=settings.worker_lifetime_s,
+        )
+        self.worker = machines.make(
+            self,
+            "Worker",
+            "worker",
+            comment=worker.COMMENT,
+            start=worker.Worker(self, "WorkerSteps", worker_uses).start,
+            timeout_s=retries.MACHINE_TIMEOUT_S,
+            statements=[training.workers.pass_role()],
+        )
 
     @property
     def functions_by_arn(self) -> Mapping[str, lambda_.Function]:
@@ -130,8 +152,9 @@ class Workflow(Construct):
         }
 
     def _rights(self, *functions: lambda_.IFunction) -> list[iam.PolicyStatement]:
-        """What both machines do, but for jobs and objects; a transaction is made of updates."""
+        """What onboardings do, but for jobs and objects; a transaction is made of updates."""
         return [
+            self._jobs.pass_role(),
             rights.records(self._store.models, "GetItem", "UpdateItem"),
             rights.records(self._store.requests, "GetItem", "UpdateItem"),
             iam.PolicyStatement(
@@ -251,6 +274,7 @@ def _job_settings(settings: StageSettings) -> JobSettings:
         spot=settings.spot,
         max_wait_s=settings.max_wait_s,
         claims=settings.batch_claims,
+        rows=settings.training_rows,
         volume_gb=settings.training_volume_gb,
         call=settings.training_call,
     )

@@ -24,6 +24,7 @@ CHECKPOINTS: Final = "/opt/ml/checkpoints"
 REQUEST_MARK: Final = "LIMNER_REQUEST_ID"
 BATCH_MARK: Final = "LIMNER_BATCH_ID"
 CLAIMS: Final = "LIMNER_CLAIMS"
+ROWS: Final = "LIMNER_ROWS"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class JobSettings:
             without effect for jobs on demand.
         claims: Whether the machines of a batch claim its tasks from each other, which takes S3: its
             program gets a network and the job's role then, where it has neither else.
+        rows: Images that one pass through the UNet may hold; 0 for the program's own default.
         volume_gb: Size of each machine's volume.
         call: ``sync`` lets Step Functions wait for the job; ``sdk`` calls SageMaker's own API and
             looks at the job until it has ended.
@@ -56,6 +58,7 @@ class JobSettings:
     spot: bool = False
     max_wait_s: int = retries.SPOT_WAIT_S
     claims: bool = False
+    rows: int = 0
     volume_gb: int = 50
     call: Call = "sync"
     kms_key: str = ""
@@ -91,11 +94,13 @@ class Job:
     Attributes:
         channels: Input channels, made by ``channel``.
         output: S3 URI of the jobs' archives.
-        checkpoints: ASL field with the S3 URI that is kept equal to ``CHECKPOINTS``.
+        checkpoints: ASL field with the S3 URI that is kept equal to ``CHECKPOINTS``; none for a
+            job that keeps nothing.
         instances: ASL field with the number of machines.
         runtime: ASL field with the seconds after which SageMaker stops the program.
         environment: Environment of the program.
         claims: What it is told besides where its machines claim tasks; none if they never do.
+        calls_aws: Whether its program calls AWS, with the job's role.
     """
 
     channels: Sequence[Mapping[str, object]]
@@ -105,6 +110,7 @@ class Job:
     runtime: Mapping[str, object]
     environment: Mapping[str, str]
     claims: Mapping[str, str] = field(default_factory=dict)
+    calls_aws: bool = False
 
 
 def channel(name: str, uri: Mapping[str, str], *, data_type: str = "S3Prefix") -> dict[str, object]:
@@ -126,6 +132,12 @@ def request(image: str, settings: JobSettings, job: Job) -> dict[str, object]:
     are no hyperparameters: the config is a file in a channel, where it expires and can be erased.
     """
     claims = job.claims if settings.claims else {}
+    rows = {ROWS: str(settings.rows)} if settings.rows else {}
+    checkpoints: dict[str, object] = (
+        {"CheckpointConfig": {**job.checkpoints, "LocalPath": CHECKPOINTS}}
+        if job.checkpoints
+        else {}
+    )
     encryption = {"KmsKeyId": settings.kms_key} if settings.kms_key else {}
     volume = {"VolumeKmsKeyId": settings.kms_key} if settings.kms_key else {}
     pool = {"KeepAlivePeriodInSeconds": settings.keep_alive_s} if settings.keep_alive_s else {}
@@ -152,7 +164,7 @@ def request(image: str, settings: JobSettings, job: Job) -> dict[str, object]:
         },
         "InputDataConfig": list(job.channels),
         "OutputDataConfig": {"S3OutputPath": job.output, **encryption},
-        "CheckpointConfig": {**job.checkpoints, "LocalPath": CHECKPOINTS},
+        **checkpoints,
         "ResourceConfig": {
             **job.instances,
             "InstanceType.$": "$.job.instance_type",
@@ -163,8 +175,8 @@ def request(image: str, settings: JobSettings, job: Job) -> dict[str, object]:
         "StoppingCondition": {**job.runtime, **patience},
         "RetryStrategy": {"MaximumRetryAttempts": retries.TRAINING_RESTARTS},
         # The program needs its channels only; what it must not reach cannot leak a photo.
-        "EnableNetworkIsolation": not claims,
+        "EnableNetworkIsolation": not (claims or job.calls_aws),
         **spot,
         **network,
-        "Environment": {**job.environment, **claims},
+        "Environment": {**job.environment, **rows, **claims},
     }

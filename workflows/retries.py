@@ -195,6 +195,12 @@ TRAINING_RESTARTS: Final = 2
 # Jobs that an execution may lose to missing capacity: one for each entry of the list of instance
 # types, which has at most this many.
 MOST_INSTANCE_TYPES: Final = 5
+# A worker takes nothing on any more after its lifetime, which a stage sets; then it ends what it
+# has, and its task gives up.
+WORKER_LIFETIME_S: Final = 24 * 3600
+WORKER_TASK_S: Final = WORKER_LIFETIME_S + 2 * TRAINING_RUNTIME_S
+# A worker that gets no machine leaves the queue to jobs that wait longer.
+WORKER_QUOTA_WAITS: Final = 4
 # Waits of an execution for room in the quota of training instances: 12 hours for one request. A
 # batch shares its history among many; it gives them back to the queue after 2 hours.
 QUOTA_WAITS: Final = 96
@@ -271,6 +277,12 @@ CLAIM_FAILURE: Final = FailureNames(
     failed="ClaimFailed",
 )
 ITEM_FAILURE: Final = FailureNames(not_ours="NotOurs")
+WORKER_TRAIN: Final = TrainNames(
+    record_attempt="WorkerPlanned",
+    fine_tune="RunWorker",
+    record_waiting="WorkerWaits",
+    failed="WorkerFailed",
+)
 SINGLE_TRAIN: Final = TrainNames()
 BATCH_TRAIN: Final = TrainNames(
     record_attempt="RecordBatchAttempt",
@@ -319,16 +331,20 @@ def claim(failed: str) -> Policies:
 
 def train(names: TrainNames, record: TaskPolicy) -> Policies:
     """The states around a training job; ``record`` is the policy of its two status writes."""
+    writes = {names.record_attempt: record, names.record_waiting: record}
+    return {**writes, **job(names, TRAINING_TASK_S)}
+
+
+def job(names: TrainNames, longest_s: int) -> Policies:
+    """The states of the job itself, which takes no longer than that, all waits included."""
     return {
-        names.record_attempt: record,
         names.fine_tune: TaskPolicy(
-            TRAINING_TASK_S,
+            longest_s,
             (SERVICE, QUOTA),
             (Catcher((JOB_EXISTS,), "AwaitJob"), Catcher(ALL_ERRORS, "DidJobFail")),
         ),
         "AwaitJob": TaskPolicy(30, (LOOK,), (Catcher(ALL_ERRORS, "MayLookAgain"),)),
         "StopJob": TaskPolicy(30, (SMALL_CALL,), (Catcher(ALL_ERRORS, "JobLeftAtWork"),)),
-        names.record_waiting: record,
     }
 
 
@@ -402,3 +418,6 @@ ONBOARD_BATCH: Final[Policies] = MappingProxyType(
     }
 )
 """The policies of the machine ``onboard_batch``, likewise."""
+
+WORKER: Final[Policies] = MappingProxyType(job(WORKER_TRAIN, WORKER_TASK_S))
+"""The policies of the machine ``worker``, likewise."""

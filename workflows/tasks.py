@@ -119,7 +119,7 @@ class TrainingJobs:
         """What SageMaker's own CreateTrainingJob needs, and no more."""
         return [
             iam.PolicyStatement(actions=["sagemaker:CreateTrainingJob"], resources=[self.arns]),
-            self._pass_role(),
+            self.pass_role(),
         ]
 
     def run_statements(self) -> list[iam.PolicyStatement]:
@@ -130,6 +130,10 @@ class TrainingJobs:
         to SageMaker alone, and the managed rule that tells when the job has ended. Without the
         rule an execution learns of the end late; without Describe it may never learn.
         """
+        return [*self.follow_statements(), self.pass_role()]
+
+    def follow_statements(self) -> list[iam.PolicyStatement]:
+        """The same without the role, so that machines whose jobs have others can share it."""
         events = f"arn:{Aws.PARTITION}:events:{Aws.REGION}:{Aws.ACCOUNT_ID}:rule"
         return [
             iam.PolicyStatement(
@@ -142,14 +146,14 @@ class TrainingJobs:
                 ],
                 resources=[self.arns],
             ),
-            self._pass_role(),
             iam.PolicyStatement(
                 actions=["events:DescribeRule", "events:PutRule", "events:PutTargets"],
                 resources=[f"{events}/StepFunctionsGetEventsForSageMakerTrainingJobsRule"],
             ),
         ]
 
-    def _pass_role(self) -> iam.PolicyStatement:
+    def pass_role(self) -> iam.PolicyStatement:
+        """Giving the role to SageMaker, and to nobody else."""
         return iam.PolicyStatement(
             actions=["iam:PassRole"],
             resources=[self.role.role_arn],

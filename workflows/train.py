@@ -1,4 +1,4 @@
-"""A training job, and the four kinds of trouble that it can meet.
+"""A training job, and the four kinds of trouble that it can meet; of every machine that has one.
 
 ::
 
@@ -33,7 +33,7 @@ from limner.contracts.errors import REGISTRY
 from workflows import retries
 from workflows.rows import fill
 from workflows.tasks import StepFactory, TaskState
-from workflows.uses import Uses
+from workflows.uses import JobUses
 
 _FIELDS = (
     *("attempt", "name", "instance_types", "instance_type", "index"),
@@ -41,7 +41,7 @@ _FIELDS = (
 )
 
 
-def first_job(uses: Uses, template: str, name: str, *, quota_waits: int) -> dict[str, object]:
+def first_job(uses: JobUses, template: str, name: str, *, quota_waits: int) -> dict[str, object]:
     """The first job of an execution and the budgets of all of them, as ASL parameters.
 
     Args:
@@ -103,15 +103,15 @@ class Training:
     template: str
     name: str
     mark: str
-    record_attempt: TaskState
+    record_attempt: TaskState | sfn.Pass
     fine_tune: TaskState
-    record_waiting: TaskState
+    record_waiting: TaskState | sfn.Pass
     try_again: sfn.IChainable
     done: sfn.IChainable
     failed: sfn.IChainable
 
 
-def train(step: StepFactory, uses: Uses, training: Training) -> Mapping[str, sfn.State]:
+def train(step: StepFactory, uses: JobUses, training: Training) -> Mapping[str, sfn.State]:
     """Connects the job with its troubles.
 
     Returns:

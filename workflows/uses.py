@@ -14,18 +14,13 @@ from workflows.tasks import TrainingJobs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Uses:
-    """What both machines work with, and all that ``onboard`` does.
+class JobUses:
+    """What each machine with a training job works with.
 
     Attributes:
         bucket: Photos, configs, base, jobs, previews and models.
-        models: Table of models and their versions.
         requests: Table of requests.
-        topic: Where onboardings are announced.
-        inspect_artifact: Function that judges what a training has made.
-        smoke_test: Function that makes the first inference.
-        record_failure: Function that ends a request that failed.
-        jobs: The training jobs of this stage.
+        jobs: The training jobs that the machine may run, and their role.
         training_image: The training program's container image.
         training_instance_types: The machines that a job runs on, one for each try, separated by
             commas: where AWS has none of the first type free, the second try asks for the second.
@@ -34,17 +29,44 @@ class Uses:
     """
 
     bucket: s3.IBucket
-    models: dynamodb.ITable
     requests: dynamodb.ITable
-    topic: sns.ITopic
-    inspect_artifact: lambda_.IFunction
-    smoke_test: lambda_.IFunction
-    record_failure: lambda_.IFunction
     jobs: TrainingJobs
     training_image: str
     training_instance_types: str
     base_id: str
     job: JobSettings = field(default_factory=JobSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerUses(JobUses):
+    """What ``worker`` works with.
+
+    Attributes:
+        idle_s: Seconds without work after which a worker ends.
+        lifetime_s: Seconds after which it takes nothing on any more.
+    """
+
+    idle_s: int
+    lifetime_s: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uses(JobUses):
+    """What the machines of onboardings work with, and all that ``onboard`` does.
+
+    Attributes:
+        models: Table of models and their versions.
+        topic: Where onboardings are announced.
+        inspect_artifact: Function that judges what a training has made.
+        smoke_test: Function that makes the first inference.
+        record_failure: Function that ends a request that failed.
+    """
+
+    models: dynamodb.ITable
+    topic: sns.ITopic
+    inspect_artifact: lambda_.IFunction
+    smoke_test: lambda_.IFunction
+    record_failure: lambda_.IFunction
 
 
 @dataclass(frozen=True, kw_only=True)

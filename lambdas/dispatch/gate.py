@@ -85,7 +85,7 @@ class Holder:
 
     Attributes:
         runs: What it does, in the order of its input.
-        instances: Training instances that it may use.
+        instances: Training instances that it may use; 0 if it publishes what was trained ahead.
         until_s: Seconds since 1970; no execution lives longer.
         batch: Whether the machine of batches runs it.
         since_s: Seconds since 1970; when it passed the gate.
@@ -194,10 +194,13 @@ def admit(gate: Gate, name: str, holder: Holder, limits: Limits, now_ms: int) ->
     """
     if name in gate.holders:
         return gate
-    if gate.instances + holder.instances > limits.max_instances:
+    if holder.instances and gate.instances + holder.instances > limits.max_instances:
         return Refusal(Reason.INSTANCES)
     if not _users_may(gate, holder, limits.user_active):
         return Refusal(Reason.USER)
+    if not holder.instances:
+        # It makes no training job, so neither the rate nor the budget is about it.
+        return _with_room(replace(gate, holders={**gate.holders, name: holder}))
     day = day_of(now_ms)
     launched = gate.launched_on(day)
     if launched >= limits.daily_launches:
@@ -217,7 +220,11 @@ def admit(gate: Gate, name: str, holder: Holder, limits: Limits, now_ms: int) ->
         launched=launched + 1,
         served=served,
     )
-    return Refusal(Reason.SPACE) if after.size_bytes() > MAX_BYTES else after
+    return _with_room(after)
+
+
+def _with_room(gate: Gate) -> Gate | Refusal:
+    return Refusal(Reason.SPACE) if gate.size_bytes() > MAX_BYTES else gate
 
 
 def release(gate: Gate, name: str) -> Gate:
@@ -230,7 +237,9 @@ def release(gate: Gate, name: str) -> Gate:
 def withdraw(gate: Gate, name: str) -> Gate:
     """The gate without a holder that has not started after all: it counts as no launch."""
     left = release(gate, name)
-    return gate if left is gate else replace(left, launched=max(left.launched - 1, 0))
+    if left is gate or not gate.holders[name].instances:
+        return left
+    return replace(left, launched=max(left.launched - 1, 0))
 
 
 def day_of(now_ms: int) -> str:

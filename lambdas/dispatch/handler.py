@@ -6,8 +6,9 @@ What the function may do, and no more:
 dynamodb:Query             index ``queue`` of the table of requests
 dynamodb:GetItem           table of requests
 dynamodb:UpdateItem        table of requests
-states:StartExecution      both machines
-states:DescribeExecution   executions of both machines
+states:StartExecution      the machines
+states:DescribeExecution   their executions
+states:ListExecutions      the machine of workers
 =========================  =============================================
 """
 
@@ -24,6 +25,7 @@ from lambdas.dispatch.gate_row import GateRow
 from lambdas.dispatch.round import SPARE_MS, Round
 from lambdas.dispatch.turn import Turn
 from lambdas.dispatch.waiting import Waiting
+from lambdas.dispatch.workers import Workers
 from lambdas.shared import metrics
 from lambdas.shared.clock import Clock
 from lambdas.shared.dynamo import Table
@@ -36,10 +38,13 @@ SETTINGS = DispatchSettings.from_env()
 _REQUESTS = Table(boto3.client("dynamodb"), SETTINGS.requests_table)
 # Refusals for rate are repeated by us, within the invocation's time.
 _STATES = boto3.client("stepfunctions", config=Config(retries={"total_max_attempts": 2}))
-MACHINES = Machines(SETTINGS.onboard_machine_arn, SETTINGS.batch_machine_arn)
+MACHINES = Machines(
+    SETTINGS.onboard_machine_arn, SETTINGS.batch_machine_arn, SETTINGS.worker_machine_arn
+)
 RULES = logic.Rules(
     limits=Limits(
-        max_instances=SETTINGS.max_instances,
+        # The places of workers are theirs, whether they run or not.
+        max_instances=SETTINGS.max_instances - SETTINGS.workers,
         launches_per_second=SETTINGS.launches_per_second,
         burst=SETTINGS.burst,
         daily_launches=SETTINGS.daily_launches,
@@ -49,6 +54,9 @@ RULES = logic.Rules(
     batch_size=SETTINGS.batch_size,
     batch_instances=SETTINGS.batch_instances,
     lease_s=SETTINGS.lease_s,
+    workers=SETTINGS.workers,
+    worker_backlog=SETTINGS.worker_backlog,
+    worker_patience_s=SETTINGS.worker_patience_s,
 )
 
 
@@ -71,6 +79,7 @@ def handle(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ANN4
     try:
         while is_ours:
             tally = _round(clock, context.aws_request_id).run()
+            _workers(clock).keep(tally.for_workers, spare_ms=SPARE_MS)
             launched, left = launched + tally.launched, len(tally.left)
             metrics.emit(SETTINGS.stage, clock.now_ms(), tally.figures(clock.now_ms()))
             log_event(LOG, "round", bad=tally.bad_rows, left=left, refusal=tally.refusal)
@@ -82,6 +91,10 @@ def handle(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ANN4
         if is_ours:
             turn.drop()
     return {**answer, "launched": launched, "left": left}
+
+
+def _workers(clock: Clock) -> Workers:
+    return Workers(_STATES, Executions(_STATES, MACHINES, clock), RULES, clock, LOG)
 
 
 def _round(clock: Clock, me: str) -> Round:

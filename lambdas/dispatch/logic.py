@@ -18,7 +18,7 @@ from typing import Any, Final
 from lambdas.dispatch.gate import Gate, Holder, Limits, Run
 from lambdas.shared.clock import to_ms
 from lambdas.shared.inputs import SCHEMA_VERSION, onboarding_input
-from limner.contracts import keys
+from limner.contracts import keys, writes
 from limner.contracts.errors import LimnerError
 
 # A machine ends its executions earlier (workflows.retries.MACHINE_TIMEOUT_S; a test compares):
@@ -36,6 +36,9 @@ class Rules:
         batch_size: Requests of one batch.
         batch_instances: Instances of a batch's job at most.
         lease_s: How long a request belongs to the invocation that starts it.
+        workers: Workers at most; 0 if there are none.
+        worker_backlog: Waiting requests from which another worker starts.
+        worker_patience_s: How long a new request waits for a worker before it gets a job.
     """
 
     limits: Limits
@@ -43,6 +46,9 @@ class Rules:
     batch_size: int
     batch_instances: int
     lease_s: int
+    workers: int = 0
+    worker_backlog: int = 1
+    worker_patience_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,10 @@ class Candidate:
         retrain: Whether to train a new version when the model is ready already.
         queued_at: When it entered the queue.
         lease_until: Until when somebody is starting it; empty if nobody is.
-        earlier_job: The batch's job that has left it undone; empty if none has.
+        earlier_job: The job, of a batch or a worker, on whose shelf its result may lie; empty if
+            there is none.
+        is_trained: Whether a worker says that it does.
+        worker_tries: How many workers have taken it.
     """
 
     run: Run
@@ -62,6 +71,8 @@ class Candidate:
     queued_at: str
     lease_until: str = ""
     earlier_job: str = ""
+    is_trained: bool = False
+    worker_tries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +83,7 @@ class Launch:
         name: Its name; the same requests and attempts give the same name.
         batch: Whether it is one of batches.
         candidates: Its requests, in the order of its input.
-        instances: Training instances that it may use.
+        instances: Training instances that it may use; 0 if it has nothing to train.
     """
 
     name: str
@@ -114,8 +125,9 @@ class Launch:
             "schema_version": SCHEMA_VERSION,
             "batch_id": self.name,
             "attempt": 1,
-            "instances": self.instances,
-            # Whoever has one goes on alone.
+            # What a worker says it has left may be lost; then one machine makes it again.
+            "instances": max(1, self.instances),
+            # Whoever have one have the same one.
             "earlier_job": earlier[0] if earlier else "",
             "requests": told,
         }
@@ -130,7 +142,7 @@ class Trigger:
         ended: Name of an execution that is over.
         fresh: Requests that came into the queue.
         poison: Sequence numbers of records that nobody can read.
-        look: Whether the queue is worth a look.
+        look: Whether the queue is worth a look: something came, or a worker has trained it.
     """
 
     ended: str = ""
@@ -150,15 +162,18 @@ def read_event(event: Mapping[str, Any]) -> Trigger:
 
 
 def _read_records(records: Iterable[Any]) -> Trigger:
-    fresh, poison = 0, []
+    fresh, trained, poison = 0, 0, []
     for record in records:
         try:
             fresh += _is_arrival(record["dynamodb"])
+            trained += _is_trained(record["dynamodb"])
         except (KeyError, TypeError, ValueError, AttributeError, LimnerError):
             poison.append(_sequence_number(record))
     # Without a number Lambda cannot know where to go on: an empty name fails all records.
     return Trigger(
-        fresh=fresh, poison=("",) if "" in poison else tuple(poison), look=fresh > 0 or bool(poison)
+        fresh=fresh,
+        poison=("",) if "" in poison else tuple(poison),
+        look=fresh + trained > 0 or bool(poison),
     )
 
 
@@ -171,6 +186,12 @@ def _is_arrival(change: Mapping[str, Any]) -> bool:
         return False
     read_candidate({name: _plain(value) for name, value in new.items()})
     return "queue" not in old or old.get("queued_at") != new["queued_at"]
+
+
+def _is_trained(change: Mapping[str, Any]) -> bool:
+    """Whether a change of a row says that a worker has trained its request."""
+    new, old = change.get("NewImage", {}), change.get("OldImage", {})
+    return "queue" in new and "trained_by" in new and "trained_by" not in old
 
 
 def _plain(value: Mapping[str, Any]) -> Any:  # noqa: ANN401 - whatever was written
@@ -205,14 +226,44 @@ def read_candidate(item: Mapping[str, Any]) -> Candidate:
         keys.check_model_id(model_id),
     )
     _check_moment(queued_at)
-    lease_until = str(item.get("lease_until") or "")
-    return Candidate(run, retrain, queued_at, lease_until, earlier_job(item, attempt))
+    return to_candidate(item, run, retrain=retrain, queued_at=queued_at)
 
 
-def earlier_job(item: Mapping[str, Any], attempt: int) -> str:
-    """The job of a batch that may have done a request that waits for another attempt."""
-    name = str(item.get("job_name") or "")
-    return name if attempt > 1 and keys.batch_of_job(name) else ""
+def to_candidate(
+    item: Mapping[str, Any], run: Run, *, retrain: bool = False, queued_at: str = ""
+) -> Candidate:
+    """The candidate of a row whose ids are known to be good."""
+    is_first = run.attempt == 1
+    # Of a first attempt a worker may have a result; of a later one the job that has left it undone.
+    name = str(item.get("trained_by" if is_first else "job_name") or "")
+    name = name if keys.batch_of_job(name) else ""
+    tries = item.get("worker_tries", 0)
+    return Candidate(
+        run,
+        retrain,
+        queued_at,
+        lease_until=str(item.get("lease_until") or ""),
+        earlier_job=name,
+        is_trained=is_first and bool(name),
+        worker_tries=tries if isinstance(tries, int) else 0,
+    )
+
+
+def is_for_workers(candidate: Candidate, rules: Rules, now: str) -> bool:
+    """Whether a request is left to the workers, for now.
+
+    Args:
+        candidate: The request.
+        rules: How launches are made.
+        now: The present moment, as rows write it.
+    """
+    return (
+        rules.workers > 0
+        and candidate.run.attempt == 1
+        and not candidate.is_trained
+        and candidate.worker_tries < writes.WORKER_TRIES
+        and to_ms(now) - to_ms(candidate.queued_at) < rules.worker_patience_s * 1000
+    )
 
 
 def _check_moment(written: str) -> None:
@@ -252,9 +303,15 @@ def next_launch(
         rules: How launches are made.
         now: The present moment, as rows write it.
     """
-    eligible = _eligible(candidates, gate, rules, now)
+    ours = [candidate for candidate in candidates if not is_for_workers(candidate, rules, now)]
+    eligible = _eligible(ours, gate, rules, now)
     if not eligible:
         return None
+    if trained := [candidate for candidate in eligible if candidate.is_trained]:
+        # Nothing is left to do but to publish it, which takes no machine and no turn.
+        shelf = trained[0].earlier_job
+        same = [candidate for candidate in trained if candidate.earlier_job == shelf]
+        return Launch.of(same[: rules.batch_size], batch=True, instances=0)
     group: dict[str, Candidate] = {}
     for candidate in eligible:
         if candidate.run.attempt == 1:

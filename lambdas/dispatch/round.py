@@ -23,7 +23,7 @@ from botocore.exceptions import ClientError
 
 from lambdas.dispatch.gate import Gate, Holder, Reason, Refusal, admit, day_of, release, withdraw
 from lambdas.dispatch.gate_row import GateRow
-from lambdas.dispatch.logic import Candidate, Launch, Rules, next_launch, stranded
+from lambdas.dispatch.logic import Candidate, Launch, Rules, is_for_workers, next_launch, stranded
 from lambdas.dispatch.waiting import Lease, Waiting
 from lambdas.shared import metrics
 from lambdas.shared.clock import Clock, to_ms
@@ -47,6 +47,7 @@ class Tally:
         throttled: Starts that were refused for rate.
         bad_rows: Rows that no request can have.
         left: What still waits.
+        for_workers: How many waited for a worker, and were nobody's.
         refusal: Why the round ended early.
         gate: The gate at the end.
     """
@@ -57,6 +58,7 @@ class Tally:
     throttled: int = 0
     bad_rows: int = 0
     left: list[Candidate] = field(default_factory=list)
+    for_workers: int = 0
     refusal: str = ""
     gate: Gate = field(default_factory=Gate)
 
@@ -116,6 +118,10 @@ class Round:
         tally = self._tally
         tally.left, bad = self._waiting.look()
         tally.bad_rows = sum(self._waiting.refuse(item) for item in bad)
+        now = self._clock.now()
+        tally.for_workers = sum(
+            is_for_workers(c, self._rules, now) and c.lease_until <= now for c in tally.left
+        )
         tally.gate = self._gate_row.read()
         for name in stranded(tally.left, tally.gate, self._clock.now()):
             if not self._has_time() or tally.throttled:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lambdas.dispatch.gate import Run
-from lambdas.dispatch.logic import Candidate, earlier_job, read_candidate
+from lambdas.dispatch.logic import Candidate, read_candidate, to_candidate
 from lambdas.record_failure.logic import Failure
 from lambdas.shared.clock import Clock, iso
 from lambdas.shared.dynamo import Item, Plain, Table
@@ -136,11 +136,11 @@ class Waiting:
         item = self._requests.read({"request_id": run.request_id})
         if item is None or not isinstance(item.get("retrain", False), bool):
             return None
-        return Candidate(
+        return to_candidate(
+            item,
             run,
-            item.get("retrain", False),
-            str(item.get("queued_at", "")),
-            earlier_job=earlier_job(item, run.attempt),
+            retrain=item.get("retrain", False),
+            queued_at=str(item.get("queued_at", "")),
         )
 
     def next_attempt(self, run: Run) -> bool:

@@ -42,7 +42,9 @@ _SAGEMAKER = boto3.client("sagemaker")
 _SNS = boto3.client("sns")
 
 
-MACHINES = Machines(SETTINGS.onboard_machine_arn, SETTINGS.batch_machine_arn)
+MACHINES = Machines(
+    SETTINGS.onboard_machine_arn, SETTINGS.batch_machine_arn, SETTINGS.worker_machine_arn
+)
 
 
 def handle(event: dict[str, Any], context: object) -> dict[str, Any]:

@@ -161,7 +161,8 @@ class Sweep:
         """Settles the requests of an execution that is over, without any grace.
 
         A batch's requests are moved on. A single one is ``record_failure``'s to end, unless it is
-        READY and nobody was told. Training jobs are stopped that have outlived their execution.
+        READY and nobody was told. Training jobs are stopped that have outlived their execution,
+        those of workers, which own no request, too.
 
         Args:
             detail: Of the event "Step Functions Execution Status Change".
@@ -182,12 +183,12 @@ class Sweep:
                     self._repairs.finish(request_id)
             else:
                 self._act(logic.settle(record, is_batch=True), record, detail)
-        if is_batch:
+        if is_batch or self._executions.machines.is_worker(arn):
             self._stop_jobs_of(detail)
         return self.tally
 
     def _stop_jobs_of(self, detail: Mapping[str, Any]) -> None:
-        """Jobs that a batch could not stop; its requests may belong to others by now."""
+        """Jobs that a batch or a worker could not stop; others may have its requests by now."""
         for name in logic.jobs_of(detail.get("input")):
             job = self._jobs.describe(name)
             if job is None:

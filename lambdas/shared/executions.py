@@ -1,4 +1,4 @@
-"""Executions of the two machines: started by name, looked at by name.
+"""Executions of the machines: started by name, looked at by name.
 
 A STANDARD machine starts an execution once for a name and input (Step Functions API reference,
 StartExecution: "If StartExecution is called with the same name and input as a running execution,
@@ -43,13 +43,15 @@ class Machines:
     Attributes:
         onboard_arn: The machine of single onboardings.
         batch_arn: The machine of batches.
+        worker_arn: The machine of workers.
     """
 
     onboard_arn: str
     batch_arn: str
+    worker_arn: str
 
     def arn(self, *, batch: bool) -> str:
-        """One of the two."""
+        """One of the two that own requests."""
         return self.batch_arn if batch else self.onboard_arn
 
     def execution(self, name: str, *, batch: bool) -> str:
@@ -57,7 +59,7 @@ class Machines:
         return f"{_executions_of(self.arn(batch=batch))}:{name}"
 
     def owns(self, execution_arn: str) -> bool:
-        """Whether an execution is one of ours."""
+        """Whether an execution is one of those that own requests."""
         return any(
             execution_arn.startswith(f"{_executions_of(arn)}:")
             for arn in (self.onboard_arn, self.batch_arn)
@@ -67,13 +69,17 @@ class Machines:
         """Whether an execution is one of batches."""
         return execution_arn.startswith(f"{_executions_of(self.batch_arn)}:")
 
+    def is_worker(self, execution_arn: str) -> bool:
+        """Whether an execution is one of workers."""
+        return execution_arn.startswith(f"{_executions_of(self.worker_arn)}:")
+
 
 class Executions:
     """Calls to Step Functions.
 
     Args:
         states: A client of Step Functions.
-        machines: The two machines.
+        machines: The machines.
         clock: The invocation's clock.
     """
 
@@ -83,12 +89,26 @@ class Executions:
         self._clock = clock
 
     def start(self, name: str, document: str, *, batch: bool, spare_ms: int) -> Start:
-        """Starts an execution; repeats refusals for rate as long as time remains.
+        """Starts an execution that owns requests; see ``start_at``.
 
         Args:
             name: Its name.
-            document: Its input, byte by byte the same each time.
+            document: Its input.
             batch: Which machine.
+            spare_ms: Milliseconds that the caller needs afterwards.
+
+        Raises:
+            ClientError: If it was refused for another reason, or nobody knows (5xx).
+        """
+        return self.start_at(self.machines.arn(batch=batch), name, document, spare_ms=spare_ms)
+
+    def start_at(self, machine_arn: str, name: str, document: str, *, spare_ms: int) -> Start:
+        """Starts an execution; repeats refusals for rate as long as time remains.
+
+        Args:
+            machine_arn: Which machine.
+            name: Its name.
+            document: Its input, byte by byte the same each time.
             spare_ms: Milliseconds that the caller needs afterwards.
 
         Raises:
@@ -96,9 +116,7 @@ class Executions:
         """
         for tried in range(1, _TRIES + 1):
             try:
-                self._states.start_execution(
-                    stateMachineArn=self.machines.arn(batch=batch), name=name, input=document
-                )
+                self._states.start_execution(stateMachineArn=machine_arn, name=name, input=document)
             except ClientError as error:
                 code = error.response["Error"]["Code"]
                 if code == "ExecutionAlreadyExists":

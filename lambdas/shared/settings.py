@@ -109,6 +109,10 @@ class DispatchSettings:
         batch_instances: Instances of a batch's training job, as ``pack_tasks`` is told.
         lease_s: How long a request belongs to the invocation that starts it; longer than an
             invocation can last.
+        worker_machine_arn: The machine of workers.
+        workers: Workers at most; 0 for a stage without.
+        worker_backlog: Waiting requests from which another worker starts.
+        worker_patience_s: Seconds after which a request that no worker has taken gets a job.
     """
 
     requests_table: str
@@ -124,6 +128,10 @@ class DispatchSettings:
     batch_size: int
     batch_instances: int
     lease_s: int
+    worker_machine_arn: str
+    workers: int
+    worker_backlog: int
+    worker_patience_s: int
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> DispatchSettings:
@@ -147,10 +155,15 @@ class DispatchSettings:
             _whole(environ, "BATCH_SIZE", most=100),
             _whole(environ, "BATCH_INSTANCES"),
             _whole(environ, "LEASE_S", least=30),
+            _required(environ, "WORKER_MACHINE_ARN"),
+            _whole(environ, "WORKERS", least=0),
+            _whole(environ, "WORKER_BACKLOG"),
+            _whole(environ, "WORKER_PATIENCE_S"),
         )
-        if settings.batch_instances > settings.max_instances:
+        if settings.batch_instances + settings.workers > settings.max_instances:
             raise LimnerError(
-                "INTERNAL", "BATCH_INSTANCES above MAX_INSTANCES: no batch could ever start."
+                "INTERNAL",
+                "BATCH_INSTANCES and WORKERS above MAX_INSTANCES: no batch could ever start.",
             )
         return settings
 
@@ -165,6 +178,7 @@ class ReconcileSettings:
         topic_arn: Where endings are announced that no execution can announce any more.
         onboard_machine_arn: The machine of single onboardings.
         batch_machine_arn: The machine of batches.
+        worker_machine_arn: The machine of workers.
         stage: Dimension of the metrics.
         job_prefix: How the names of our training jobs begin; no other job is ever touched.
         grace_s: How long a request may stand still before anybody asks why.
@@ -175,6 +189,7 @@ class ReconcileSettings:
     topic_arn: str
     onboard_machine_arn: str
     batch_machine_arn: str
+    worker_machine_arn: str
     stage: str
     job_prefix: str
     grace_s: int
@@ -192,6 +207,7 @@ class ReconcileSettings:
             _required(environ, "TOPIC_ARN"),
             _required(environ, "ONBOARD_MACHINE_ARN"),
             _required(environ, "BATCH_MACHINE_ARN"),
+            _required(environ, "WORKER_MACHINE_ARN"),
             _required(environ, "STAGE"),
             _required(environ, "JOB_PREFIX"),
             _whole(environ, "GRACE_S"),
@@ -306,12 +322,8 @@ def _number(environ: Mapping[str, str], name: str) -> float:
 
 
 def _positive(environ: Mapping[str, str], name: str) -> float:
-    written = _required(environ, name)
-    try:
-        value = float(written)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
+    value = _number(environ, name)
+    if value <= 0:
         raise LimnerError("INTERNAL", f"{name} must be a number above 0.")
     return value
 
@@ -319,7 +331,7 @@ def _positive(environ: Mapping[str, str], name: str) -> float:
 def _whole(
     environ: Mapping[str, str], name: str, *, least: int = 1, most: int = 1_000_000_000
 ) -> int:
-    value = _positive(environ, name)
+    value = _number(environ, name)
     if value != int(value) or not least <= value <= most:
         raise LimnerError("INTERNAL", f"{name} must be a whole number from {least} to {most}.")
     return int(value)

@@ -23,6 +23,7 @@ ALL_BUT_MODELS = {keys.UPLOADS, keys.CONFIGS, keys.BASES, keys.PREVIEWS, keys.BA
 
 # Role -> folders that it reads and writes.
 OBJECTS: dict[str, tuple[set[str], set[str]]] = {
+    "WorkersRole": ({keys.UPLOADS, keys.CONFIGS, keys.BASES}, {keys.JOBS, keys.BATCHES}),
     "TrainingRole": (ALL_BUT_MODELS, {keys.JOBS, keys.BATCHES, keys.PREVIEWS}),
     "ServingRole": ({keys.MODELS}, set()),
     "OnboardRole": ({keys.JOBS}, {keys.MODELS}),
@@ -35,13 +36,14 @@ OBJECTS: dict[str, tuple[set[str], set[str]]] = {
         name: (set(), set())
         for name in (
             *("SmokeTestRole", "RecordFailureRole", "RecordProgressRole"),
-            *("DispatchRole", "ReconcileRole", "EventsRole"),
+            *("DispatchRole", "ReconcileRole", "EventsRole", "WorkerRole"),
         )
     },
 }
 
 # Role -> what it does with (models, requests, indexes of requests).
 RECORDS: dict[str, tuple[set[str], set[str], set[str]]] = {
+    "WorkersRole": (set(), {"GetItem", "UpdateItem"}, {"queue"}),
     "OnboardRole": ({"GetItem", "UpdateItem"}, {"GetItem", "UpdateItem"}, set()),
     "OnboardBatchRole": ({"GetItem", "UpdateItem"}, {"GetItem", "UpdateItem"}, set()),
     "RegisterRole": (set(), {"GetItem", "UpdateItem"}, {"by_user"}),
@@ -251,17 +253,18 @@ def test_the_smoke_test_invokes_the_one_endpoint_by_the_arn_that_aws_gives_it(
     assert resource == [arn]
 
 
-def test_the_training_role_is_passed_to_sagemaker_alone(account: Account) -> None:
-    training = account.arn(role_of(account, "TrainingRole"))
-    others = [account.arn(role) for role in account.roles if account.arn(role) != training]
-    for name in OBJECTS:
-        role, may = role_of(account, name), name in ("OnboardRole", "OnboardBatchRole")
+def test_the_roles_of_jobs_are_passed_to_sagemaker_alone(account: Account) -> None:
+    passes = {
+        "TrainingRole": ("OnboardRole", "OnboardBatchRole"),
+        "WorkersRole": ("WorkerRole",),
+    }
+    arns = {account.arn(role_of(account, job)): who for job, who in passes.items()}
+    for name, passed in itertools.product(OBJECTS, map(account.arn, account.roles)):
+        role, may = role_of(account, name), name in arns.get(passed, ())
         to_sagemaker = {"iam:PassedToService": "sagemaker.amazonaws.com"}
         to_lambda = {"iam:PassedToService": "lambda.amazonaws.com"}
-        assert account.allows(Call(role, "iam:PassRole", training, to_sagemaker)) == may
-        assert not account.allows(Call(role, "iam:PassRole", training, to_lambda))
-        for other in others:
-            assert not account.allows(Call(role, "iam:PassRole", other, to_sagemaker))
+        assert account.allows(Call(role, "iam:PassRole", passed, to_sagemaker)) == may
+        assert not account.allows(Call(role, "iam:PassRole", passed, to_lambda))
 
 
 def test_dispatch_starts_and_looks_reconcile_ends(account: Account) -> None:
@@ -336,7 +339,8 @@ def calls_of(account: Account, role: str, folder: str, state: Mapping[str, Any])
 
 
 @pytest.mark.parametrize(
-    ("machine", "folder"), [("Onboard", keys.JOBS), ("OnboardBatch", keys.BATCHES)]
+    ("machine", "folder"),
+    [("Onboard", keys.JOBS), ("OnboardBatch", keys.BATCHES), ("Worker", keys.BATCHES)],
 )
 def test_every_task_may_do_its_work(
     cloud: Synthesis, account: Account, machine: str, folder: str
@@ -350,7 +354,7 @@ def test_every_task_may_do_its_work(
     ]
     definition = json.loads(account.text(resource["Properties"]["DefinitionString"]))
     found = list(tasks(definition["States"]))
-    assert len(found) > 10
+    assert len(found) > (2 if machine == "Worker" else 10)
     for name, state in found:
         for call in calls_of(account, role, folder, state):
             assert account.allows(call), (name, call)

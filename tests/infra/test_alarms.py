@@ -281,7 +281,7 @@ def test_refused_calls_are_counted_in_every_machines_log(stage: Synthesis) -> No
         for item in stage.template["Resources"].values()
         if item["Type"] == "AWS::Logs::MetricFilter"
     ]
-    assert len({str(item["LogGroupName"]) for item in filters}) == 2
+    assert len({str(item["LogGroupName"]) for item in filters}) == 3
     for item in filters:
         (made,) = item["MetricTransformations"]
         assert made["MetricNamespace"] == metrics.NAMESPACE

@@ -7,7 +7,7 @@ from workflows import asl
 
 
 def test_the_committed_machines_are_the_synthesized_ones(local: Synthesis) -> None:
-    assert set(local.machines) == {"onboard", "onboard_batch"}
+    assert set(local.machines) == {"onboard", "onboard_batch", "worker"}
     for name, machine in local.machines.items():
         assert asl.path(name).read_text(encoding="utf-8") == render(machine), "make asl"
 

@@ -16,7 +16,7 @@ OUTPUTS = {
     *("BucketName", "ModelsTableName", "RequestsTableName", "OnboardMachineArn"),
     *("OnboardBatchMachineArn", "EndpointName", "EndpointArn", "TopicArn", "BaseId", "BusName"),
     *("RegisterFunctionName", "DispatchFunctionName", "ReconcileFunctionName"),
-    "FailedEventsQueueUrl",
+    *("FailedEventsQueueUrl", "WorkerMachineArn"),
 }
 
 
@@ -137,7 +137,7 @@ def test_the_endpoint_scales_by_invocations(stage: Synthesis) -> None:
 
 def test_machines_log_events_without_users_words(stage: Synthesis) -> None:
     machines = of_type(stage, "AWS::StepFunctions::StateMachine")
-    assert len(machines) == 2
+    assert len(machines) == 3
     for machine in machines:
         assert machine["Properties"]["LoggingConfiguration"]["IncludeExecutionData"] is False
         assert machine["Properties"]["LoggingConfiguration"]["Level"] == "ALL"

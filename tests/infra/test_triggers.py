@@ -43,9 +43,9 @@ def rules(made: Synthesis) -> dict[str, dict[str, Any]]:
 def test_who_wakes_whom(stage: Synthesis) -> None:
     assert set(rules(stage)) == {
         "requested -> onboard",
-        "onboard+onboard-batch 4 -> dispatch",
+        "onboard+onboard-batch+worker 4 -> dispatch",
         "onboard 3 -> record_failure",
-        "onboard+onboard-batch 3 -> reconcile",
+        "onboard+onboard-batch+worker 3 -> reconcile",
         "rate(1 minute) -> dispatch",
         "rate(5 minutes) -> reconcile",
     }

@@ -37,7 +37,7 @@ from limner.contracts.onboarding import BatchInput, OnboardingInput
 from tests.support.faults.dynamo import Memory
 
 ARN = "arn:aws:states:us-east-1:123456789012:stateMachine"
-MACHINES = Machines(f"{ARN}:onboard", f"{ARN}:onboard_batch")
+MACHINES = Machines(f"{ARN}:onboard", f"{ARN}:onboard_batch", f"{ARN}:worker")
 START_MS = 1_790_000_000_000
 LOG = logging.getLogger("test.dispatching")
 LOG.addHandler(logging.NullHandler())

@@ -50,6 +50,7 @@ ENVIRONMENT: Final = {
     "BUS_NAME": "default",
     "ONBOARD_MACHINE_ARN": f"arn:aws:states:{_ACCOUNT}:stateMachine:onboard",
     "BATCH_MACHINE_ARN": f"arn:aws:states:{_ACCOUNT}:stateMachine:onboard_batch",
+    "WORKER_MACHINE_ARN": f"arn:aws:states:{_ACCOUNT}:stateMachine:worker",
     "JOB_PREFIX": "limner-",
     "GRACE_S": "60",
     "BATCH_INSTANCES": "2",

@@ -83,6 +83,10 @@ ENVIRONMENT: Final = {
     "BATCH_INSTANCES": "2",
     "BATCH_TARGET_S": "3600",
     "LEASE_S": "120",
+    "WORKER_MACHINE_ARN": f"{_STATES}:stateMachine:worker",
+    "WORKERS": "0",
+    "WORKER_BACKLOG": "8",
+    "WORKER_PATIENCE_S": "900",
     "JOB_PREFIX": "limner-",
     "GRACE_S": "600",
 }

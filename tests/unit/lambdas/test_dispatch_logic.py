@@ -363,6 +363,10 @@ DISPATCH = {
     "BATCH_SIZE": str(MAX_BATCH),
     "BATCH_INSTANCES": "4",
     "LEASE_S": "120",
+    "WORKER_MACHINE_ARN": "w",
+    "WORKERS": "0",
+    "WORKER_BACKLOG": "8",
+    "WORKER_PATIENCE_S": "900",
 }
 
 
@@ -375,6 +379,8 @@ def test_settings_of_dispatch() -> None:
     [
         ("BATCH_SIZE", str(MAX_BATCH + 1)),
         ("BATCH_INSTANCES", "5"),
+        ("WORKERS", "1"),
+        ("WORKERS", "-1"),
         ("MAX_INSTANCES", "1.5"),
         ("BURST", "0"),
         ("LAUNCHES_PER_SECOND", "inf"),
@@ -389,7 +395,10 @@ def test_settings_out_of_range_fail_the_cold_start(name: str, value: str) -> Non
 
 
 def test_settings_of_reconcile() -> None:
-    names = "MODELS_TABLE REQUESTS_TABLE TOPIC_ARN ONBOARD_MACHINE_ARN BATCH_MACHINE_ARN STAGE"
+    names = (
+        "MODELS_TABLE REQUESTS_TABLE TOPIC_ARN ONBOARD_MACHINE_ARN BATCH_MACHINE_ARN"
+        " WORKER_MACHINE_ARN STAGE"
+    )
     environ = dict.fromkeys([*names.split(), "JOB_PREFIX"], "x")
     assert ReconcileSettings.from_env({**environ, "GRACE_S": "60"}).grace_s == 60
     with pytest.raises(LimnerError, match="GRACE_S"):

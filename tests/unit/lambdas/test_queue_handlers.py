@@ -26,6 +26,10 @@ ENVIRONMENT = {
     "BATCH_SIZE": "100",
     "BATCH_INSTANCES": "2",
     "LEASE_S": "120",
+    "WORKER_MACHINE_ARN": f"{ARN}:worker",
+    "WORKERS": "0",
+    "WORKER_BACKLOG": "8",
+    "WORKER_PATIENCE_S": "900",
     "JOB_PREFIX": "limner-",
     "GRACE_S": "900",
 }

@@ -46,6 +46,7 @@ assert "pydantic" not in sys.modules
     # Every variable that any function reads; a whole number will do for each of them.
     names = re.findall(r'"([A-Z][A-Z_]+)"', (FOLDER / "shared" / "settings.py").read_text())
     environment = {**dict.fromkeys(names, "40"), "AWS_DEFAULT_REGION": "us-east-1"}
+    environment["MAX_INSTANCES"] = "80"  # room for batches and workers
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=FOLDER.parent,

@@ -9,13 +9,14 @@ from workflows import asl, retries
 
 State = dict[str, Any]
 
-NAMES = ("onboard", "onboard_batch")
+NAMES = ("onboard", "onboard_batch", "worker")
 MACHINES: dict[str, State] = {
     name: json.loads(asl.path(name).read_text(encoding="utf-8")) for name in NAMES
 }
 POLICIES: dict[str, retries.Policies] = {
     "onboard": retries.ONBOARD,
     "onboard_batch": retries.ONBOARD_BATCH,
+    "worker": retries.WORKER,
 }
 
 

@@ -27,6 +27,8 @@ from workflows import asl, retries
 STATES = all_states(MACHINES["onboard"])
 BATCH_STATES = all_states(MACHINES["onboard_batch"])
 every_machine = pytest.mark.parametrize("name", NAMES)
+# A worker's machine owns no request, and writes nothing.
+every_owner = pytest.mark.parametrize("name", ("onboard", "onboard_batch"))
 every_task = pytest.mark.parametrize(
     ("machine", "name"), [(m, name) for m in NAMES for name in tasks(MACHINES[m])]
 )
@@ -243,7 +245,7 @@ def test_a_failure_that_cannot_be_recorded_leaves_its_own_reason_to_the_rule() -
     assert end["CausePath"] == f"States.JsonToString({retries.FAILURE_PATH})"
 
 
-@every_machine
+@every_owner
 def test_a_request_of_somebody_else_stays_untouched(name: str) -> None:
     states = all_states(MACHINES[name])
     for task in ("ClaimRequest", "RecordAlreadyReady"):
@@ -262,14 +264,14 @@ def test_fixed_errors_are_in_the_registry() -> None:
         assert fixed <= set(REGISTRY)
 
 
-@every_machine
+@every_owner
 def test_every_write_has_a_condition(name: str) -> None:
     found = list(writes(MACHINES[name]))
     assert [state for state, write in found if not write.get("ConditionExpression")] == []
     assert len(found) == {"onboard": 12, "onboard_batch": 13}[name]
 
 
-@every_machine
+@every_owner
 def test_a_claim_is_of_the_row_s_own_user_and_model(name: str) -> None:
     states = all_states(MACHINES[name])
     for task in ("ClaimRequest", "RecordAlreadyReady"):
@@ -287,12 +289,13 @@ def test_only_a_job_of_our_own_is_adopted(name: str) -> None:
     mark, whose = {
         "onboard": ("LIMNER_REQUEST_ID", "$.request_id"),
         "onboard_batch": ("LIMNER_BATCH_ID", "$.batch_id"),
+        "worker": ("LIMNER_BATCH_ID", "$.batch_id"),
     }[name]
     assert first["Not"]["And"][1] == {
         "Variable": f"$.report.job.Environment.{mark}",
         "StringEqualsPath": whose,
     }
-    job = next(s for s in states.values() if "CheckpointConfig" in s.get("Parameters", {}))
+    job = next(s for s in states.values() if "TrainingJobName.$" in s.get("Parameters", {}))
     assert job["Parameters"]["Environment"][f"{mark}.$"] == whose
 
 
@@ -304,7 +307,7 @@ def test_every_transaction_of_an_item_has_a_token_of_its_own(name: str) -> None:
             assert "$.request_id" in state["Parameters"]["ClientRequestToken.$"]
 
 
-@every_machine
+@every_owner
 def test_a_request_moves_only_where_it_may(name: str) -> None:
     moves = 0
     for state, write in writes(MACHINES[name]):
@@ -349,7 +352,7 @@ def test_the_indexes_are_left_when_it_is_time(name: str) -> None:
             assert not removed & {"#open", "#queue"}, state
 
 
-@every_machine
+@every_owner
 def test_the_input_is_used_as_the_contract_names_it(name: str) -> None:
     states = all_states(MACHINES[name])
     text = json.dumps([states["CheckModelStatus"], states["ClaimRequest"]])
@@ -364,7 +367,7 @@ def test_the_input_is_used_as_the_contract_names_it(name: str) -> None:
         assert given <= set(BatchInput.model_fields)
 
 
-@every_machine
+@every_owner
 def test_the_ready_event_has_the_fields_of_the_contract(name: str) -> None:
     message = all_states(MACHINES[name])["NotifyReady"]["Parameters"]["Message"]
     assert {field.removesuffix(".$") for field in message} == set(OnboardingReady.model_fields)
@@ -380,14 +383,33 @@ def test_the_job_is_named_by_its_attempt_not_by_its_retry(task: dict[str, Any]) 
     assert "HyperParameters" not in json.dumps(job)
 
 
+def test_a_worker_has_a_network_a_role_of_its_own_and_no_checkpoints() -> None:
+    job = all_states(MACHINES["worker"])["RunWorker"]["Parameters"]
+    assert job["EnableNetworkIsolation"] is False
+    assert job["RoleArn"] == "${WorkerRoleArn}"
+    assert "CheckpointConfig" not in job
+    assert not job.get("EnableManagedSpotTraining")
+    assert list(writes(MACHINES["worker"])) == []
+    lifetime = int(job["Environment"]["LIMNER_WORKER_LIFETIME_S"])
+    assert job["StoppingCondition"]["MaxRuntimeInSeconds"] > lifetime
+
+
 @every_machine
 def test_nothing_of_an_account_is_published(name: str) -> None:
     text = asl.path(name).read_text(encoding="utf-8")
     assert not re.search(r"\b\d{12}\b|Token\[|arn:aws:(?!states:::)", text)
-    batch = {"PackTasksArn", "CollectResultsArn", "RecordProgressArn"}
-    assert asl.placeholders(name) == {
-        *("BaseId", "BucketName", "ModelsTableName", "RecordFailureArn", "RequestsTableName"),
-        *("InspectArtifactArn", "SmokeTestArn", "TopicArn"),
-        *("TrainingImage", "TrainingInstanceTypes", "TrainingRoleArn"),
-        *(batch if name == "onboard_batch" else ()),
+    jobs = {"BaseId", "BucketName", "RequestsTableName", "TrainingImage", "TrainingInstanceTypes"}
+    onboard = {
+        *("ModelsTableName", "RecordFailureArn", "InspectArtifactArn", "SmokeTestArn"),
+        *("TopicArn", "TrainingRoleArn"),
     }
+    batch = {"PackTasksArn", "CollectResultsArn", "RecordProgressArn"}
+    assert (
+        asl.placeholders(name)
+        == jobs
+        | {
+            "onboard": onboard,
+            "onboard_batch": onboard | batch,
+            "worker": {"WorkerRoleArn"},
+        }[name]
+    )
