@@ -72,7 +72,9 @@ def publish(
             Write(
                 uses.requests,
                 REQUEST_KEY,
-                update="SET #status = :trained, #updated_at = :now",
+                # The version, for a request that an earlier job or a worker has trained: then no
+                # job was recorded that could have told it.
+                update="SET #status = :trained, #version = :version, #updated_at = :now",
                 # A request of a batch cannot be cancelled by stopping the batch: it ends here.
                 condition=(
                     "#owner = :me AND #status IN (:training, :waiting, :trained)"
@@ -80,6 +82,7 @@ def publish(
                 ),
                 values={
                     ":false": truth(False),
+                    ":version": number("$.version.number"),
                     ":training": literal(RequestStatus.TRAINING),
                     ":waiting": literal(RequestStatus.WAITING_FOR_CAPACITY),
                     ":trained": literal(RequestStatus.TRAINED),

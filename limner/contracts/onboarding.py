@@ -71,6 +71,22 @@ class BatchInput(BaseModel):
     requests: Annotated[tuple[OnboardingInput, ...], Field(min_length=1, max_length=MAX_BATCH)]
 
 
+class WorkerInput(BaseModel):
+    """Input of the state machine ``worker``: a job that takes its requests from the queue.
+
+    Attributes:
+        schema_version: Version of this form.
+        batch_id: Name of the worker; its results lie where those of a batch of this name would.
+        attempt: Number of its first training job; the execution counts on from it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    batch_id: RequestId
+    attempt: int = Field(default=1, ge=1)
+
+
 class OnboardingReady(BaseModel):
     """Body of the notification that a version serves."""
 

@@ -24,6 +24,7 @@ from lambdas.dispatch.gate_row import GateRow
 from lambdas.dispatch.logic import Rules
 from lambdas.dispatch.round import Round, Tally
 from lambdas.dispatch.waiting import Waiting
+from lambdas.dispatch.workers import Workers
 from lambdas.reconcile.jobs import Jobs
 from lambdas.reconcile.notes import Notes
 from lambdas.reconcile.repairs import Repairs
@@ -33,7 +34,7 @@ from lambdas.shared.clock import Clock, iso
 from lambdas.shared.dynamo import Table, to_attribute, to_plain
 from lambdas.shared.executions import Executions, Machines
 from limner.contracts import keys
-from limner.contracts.onboarding import BatchInput, OnboardingInput
+from limner.contracts.onboarding import BatchInput, OnboardingInput, WorkerInput
 from tests.support.faults.dynamo import Memory
 
 ARN = "arn:aws:states:us-east-1:123456789012:stateMachine"
@@ -141,9 +142,8 @@ class FakeStates:
     def start_execution(self, *, stateMachineArn: str, name: str, input: str) -> Any:  # noqa: A002, N803
         if self.refuse:
             raise self.refuse.pop(0)
-        (
-            OnboardingInput if stateMachineArn.endswith("onboard") else BatchInput
-        ).model_validate_json(input)
+        contracts = {"onboard": OnboardingInput, "onboard_batch": BatchInput, "worker": WorkerInput}
+        contracts[stateMachineArn.rpartition(":")[2]].model_validate_json(input)
         arn = stateMachineArn.replace(":stateMachine:", ":execution:") + f":{name}"
         there = self.executions.get(arn)
         if there and (there["status"] != "RUNNING" or there["input"] != input):
@@ -155,6 +155,15 @@ class FakeStates:
             self.lose_reply = False
             raise EndpointConnectionError(endpoint_url="https://states")
         return {"executionArn": arn}
+
+    def list_executions(self, *, stateMachineArn: str, statusFilter: str, maxResults: int) -> Any:  # noqa: N803
+        prefix = stateMachineArn.replace(":stateMachine:", ":execution:") + ":"
+        found = [
+            {"executionArn": arn, "name": arn.removeprefix(prefix)}
+            for arn, execution in self.executions.items()
+            if arn.startswith(prefix) and execution["status"] == statusFilter
+        ]
+        return {"executions": found[:maxResults]}
 
     def describe_execution(self, *, executionArn: str) -> Any:  # noqa: N803
         if executionArn not in self.executions:
@@ -290,6 +299,15 @@ class World:
         if ended:
             round_.ended(ended)
         return round_.run()
+
+    def keep_workers(self, waiting: int) -> list[str]:
+        """Starts missing workers; returns the names of all executions of workers."""
+        clock = self.time.clock()
+        states: Any = Counted(self.states, self.calls)
+        executions = Executions(states, MACHINES, clock)
+        Workers(states, executions, self.rules, clock, LOG).keep(waiting, spare_ms=1_000)
+        prefix = MACHINES.worker_arn.replace(":stateMachine:", ":execution:") + ":"
+        return [a.removeprefix(prefix) for a in self.states.executions if a.startswith(prefix)]
 
     def new_sweep(self) -> Sweep:
         clock = self.time.clock()
