@@ -6,7 +6,8 @@
   (``benchmarks.bases``), for diffusers' example loop (VAE and text encoder in each step, peft), for
   the same loop with both cached, and for ours with K users in a pass;
 * ``job``: everything counted, from a fresh process to the artifacts, for 16 users on S: a process
-  each, and one process for all, both ``python -m training`` over the container contract.
+  each, and one process for all, both ``python -m training`` over the container contract; with
+  quality figures and a first image of each model, and without.
 
 The method: CPU seconds of one thread (``time.process_time``), variants interleaved round by round
 in one process, a warm-up round dropped, the median of at least 5 rounds with its spread. The same
@@ -187,8 +188,9 @@ def measure_steps(name: str, folder: Path, rounds: int) -> None:
     say("equal", base=name, largest_difference=gap, rounds=rounds, load=os.getloadavg()[0])
 
 
-def job_folder(root: Path, base: Path, users: list[int]) -> Path:
+def job_folder(root: Path, base: Path, users: list[int], *, draws: bool) -> Path:
     """/opt/ml of a batch job."""
+    shown = {"preview_prompts": ("a photo of {token}",)} if draws else {}
     configs = root / "input/config"
     data = root / "input/data"
     for folder in (configs, data / "tasks", root / "model", root / "output", root / "checkpoints"):
@@ -205,7 +207,7 @@ def job_folder(root: Path, base: Path, users: list[int]) -> Path:
             user_id="user",
             model_id="default",
             photos=f"user/r{user}/",
-            config=config_of(user, steps=JOB_STEPS),
+            config=config_of(user, steps=JOB_STEPS, **shown),
             instance=0,
             predicted_s=1,
         )
@@ -221,13 +223,14 @@ def job_folder(root: Path, base: Path, users: list[int]) -> Path:
     return root
 
 
-def run_job(root: Path) -> tuple[float, float]:
+def run_job(root: Path, *, draws: bool) -> tuple[float, float]:
     """Runs the training program; its CPU seconds and its largest resident memory in MB."""
     environment = {
         "PATH": os.environ["PATH"],
         "OMP_NUM_THREADS": "1",
         "SAGEMAKER_BASE_DIR": str(root),
         "TRAINING_JOB_NAME": "bench",
+        "LIMNER_QUALITY": str(draws).lower(),
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "training"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
@@ -238,22 +241,48 @@ def run_job(root: Path) -> tuple[float, float]:
     return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6
 
 
-def measure_jobs(folder: Path, scratch: Path) -> None:
+def first_images(root: Path) -> list[float]:
+    """Seconds from each task's begin to its first image."""
+    results = [json.loads(path.read_text()) for path in root.glob("checkpoints/*/result.json")]
+    return [r["metrics"]["first_image_seconds"] for r in results]
+
+
+def measure_jobs(folder: Path, scratch: Path, *, draws: bool) -> None:
     """Prints the ``job`` figures."""
-    single = [
-        run_job(job_folder(scratch / f"single-{user}", folder, [user]))
+    scratch /= "drawn" if draws else "bare"
+    roots = [
+        job_folder(scratch / f"single-{user}", folder, [user], draws=draws)
         for user in range(SINGLE_JOBS)
     ]
-    together, memory = run_job(job_folder(scratch / "all", folder, list(range(JOB_USERS))))
+    single = [run_job(root, draws=draws) for root in roots]
+    everybody = job_folder(scratch / "all", folder, list(range(JOB_USERS)), draws=draws)
+    started = time.perf_counter()
+    together, memory = run_job(everybody, draws=draws)
+    wall = time.perf_counter() - started
     each = statistics.median(seconds for seconds, _ in single)
     say(
         "job",
         base="S",
         users=JOB_USERS,
         steps=JOB_STEPS,
+        draws=draws,
         process_each_cpu_s=round(each, 2),
         one_process_cpu_s_a_user=round(together / JOB_USERS, 3),
         times=round(each * JOB_USERS / together, 1),
+        fine_tunes_a_cpu_minute=round(60 * JOB_USERS / together, 1),
+        fine_tunes_a_minute=round(60 * JOB_USERS / wall, 1),
+        **(
+            {
+                "first_image_s": {
+                    "process each": round(
+                        statistics.median(s for root in roots for s in first_images(root)), 2
+                    ),
+                    "one process": [round(s, 2) for s in sorted(first_images(everybody))[::15]],
+                }
+            }
+            if draws
+            else {}
+        ),
         memory_mb={
             "process each": round(max(mb for _, mb in single)),
             "one process": round(memory),
@@ -276,7 +305,8 @@ def main() -> None:
         for base in args.bases:
             measure_steps(base, folders[base], args.rounds)
         if not args.no_jobs:
-            measure_jobs(folders["S"], scratch)
+            for draws in (False, True):
+                measure_jobs(folders["S"], scratch, draws=draws)
 
 
 if __name__ == "__main__":

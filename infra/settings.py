@@ -86,6 +86,8 @@ class StageSettings(BaseSettings):
             are packed by. Measure them on your base and machines; 0 for the tiny base on a CPU.
         pace_step_s: Seconds of each optimizer step.
         pace_photo_s: Seconds of each photo.
+        quality: Whether quality figures are drawn of each model; without them, the four below ask
+            for nothing (docs/quality.md).
         quality_similarity_gain: What ``similarity_gain`` of ``training.quality.Figures`` must reach
             before a model is published, else its request fails with QUALITY_TOO_LOW; ``off`` for no
             such bound. The defaults of these four refuse what has collapsed and no more; raise
@@ -164,6 +166,7 @@ class StageSettings(BaseSettings):
     pace_fixed_s: float = Field(default=0, ge=0)
     pace_step_s: float = Field(default=0, ge=0)
     pace_photo_s: float = Field(default=0, ge=0)
+    quality: bool = True
     quality_similarity_gain: Threshold = -0.1
     quality_prompt_response: Threshold = None
     quality_diversity: Threshold = 0.05

@@ -275,6 +275,7 @@ def _job_settings(settings: StageSettings) -> JobSettings:
         max_wait_s=settings.max_wait_s,
         claims=settings.batch_claims,
         rows=settings.training_rows,
+        quality=settings.quality,
         volume_gb=settings.training_volume_gb,
         call=settings.training_call,
     )
@@ -292,6 +293,8 @@ def _pace(settings: StageSettings) -> dict[str, str]:
 
 def _quality(settings: StageSettings) -> dict[str, str]:
     """What is asked of a model before it is published, as far as anything is."""
+    if not settings.quality:
+        return {}
     asked = {
         "QUALITY_SIMILARITY_GAIN": settings.quality_similarity_gain,
         "QUALITY_PROMPT_RESPONSE": settings.quality_prompt_response,

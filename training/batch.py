@@ -49,6 +49,7 @@ def train_all(
         is_signed=True,
         checkpoints=checkpoints,
         stop=stop,
+        quality=settings.quality,
     )
     for outcome in runner.run(works):
         result = _keep(settings, outcome)

@@ -68,6 +68,7 @@ def produce(
     previews_dir: Path,
     parts_dir: Path,
     pause: Callable[[], None],
+    quality: bool = True,
 ) -> Made:
     """Draws the first images of a trained learner, and makes its artifact.
 
@@ -81,6 +82,7 @@ def produce(
         previews_dir: Where the first images go; SageMaker's checkpoint sync takes them to S3.
         parts_dir: Where unfinished files lie.
         pause: Called after each image: a moment at which the work may be interrupted.
+        quality: Whether to draw quality figures.
 
     Raises:
         LimnerError: ``TRAINING_DIVERGED``, or ``TRAINING_FAILED`` where the memory is too small.
@@ -92,7 +94,7 @@ def produce(
             _write_preview(work.config, base, prompt, index, previews_dir, parts_dir)
             first_image_s = first_image_s or time.perf_counter() - started
             pause()
-    figures = measure(base, cohort, learner, pause)
+    figures = measure(base, cohort, learner, pause) if quality else {}
     metrics = {
         "loss": learner.loss,
         "steps": work.config.steps,

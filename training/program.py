@@ -65,6 +65,7 @@ def _train_one(settings: Settings, job: Job, started: float) -> None:
         parts_dir=settings.parts_dir,
         is_signed=False,
         checkpoints=checkpoints,
+        quality=settings.quality,
     )
     (outcome,) = runner.run([work])
     if outcome.made is None:

@@ -87,6 +87,7 @@ class Runner:
         checkpoints: What an earlier start left, and what this one leaves; None for a host that
             keeps nothing, whose works others begin anew.
         stop: Whether to end between two steps.
+        quality: Whether to draw quality figures.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Runner:
         is_signed: bool,
         checkpoints: Checkpoints | None,
         stop: Stop = STOP,
+        quality: bool = True,
     ) -> None:
         self._base = base
         self._rows = rows
@@ -107,6 +109,7 @@ class Runner:
         self._is_signed = is_signed
         self._checkpoints = checkpoints
         self._stop = stop
+        self._quality = quality
         self._works: Source = Works(())
         self._room: dict[Shape, int] = {}
         self._ended: frozenset[str] = frozenset()
@@ -251,6 +254,7 @@ class Runner:
                     previews_dir=self._previews_dir(run.work),
                     parts_dir=self._parts_dir,
                     pause=shown,
+                    quality=self._quality,
                 )
         except LimnerError as error:
             return self._failed(run.work, error, run.started)

@@ -27,6 +27,8 @@ class Settings(BaseSettings):
         model_id: Which of the user's models.
         rows: Images that one pass through the UNet may hold: a batch's requests are trained
             together, as many as have room (docs/bases.md says what a row costs).
+        quality: Whether quality figures are drawn for each model; without them the gate of the
+            stage must ask for none (docs/quality.md says what they cost).
         claims: Where the hosts of a batch claim its tasks, so that whoever is done early does some
             of the others'; None for hosts that do what was planned for them, and call nobody.
         worker_table: The table of requests, for a job that takes its works from the queue; None for
@@ -46,6 +48,7 @@ class Settings(BaseSettings):
     request_id: RequestId | None = Field(default=None, validation_alias="LIMNER_REQUEST_ID")
     model_id: ModelId = Field(default=DEFAULT_MODEL_ID, validation_alias="LIMNER_MODEL_ID")
     rows: int = Field(default=16, ge=1, le=4096, validation_alias="LIMNER_ROWS")
+    quality: bool = Field(default=True, validation_alias="LIMNER_QUALITY")
     claims: Annotated[str, StringConstraints(pattern=r"^s3://[^/]+/.+/$")] | None = Field(
         default=None, validation_alias="LIMNER_CLAIMS"
     )

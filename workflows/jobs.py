@@ -25,6 +25,7 @@ REQUEST_MARK: Final = "LIMNER_REQUEST_ID"
 BATCH_MARK: Final = "LIMNER_BATCH_ID"
 CLAIMS: Final = "LIMNER_CLAIMS"
 ROWS: Final = "LIMNER_ROWS"
+QUALITY: Final = "LIMNER_QUALITY"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class JobSettings:
         claims: Whether the machines of a batch claim its tasks from each other, which takes S3: its
             program gets a network and the job's role then, where it has neither else.
         rows: Images that one pass through the UNet may hold; 0 for the program's own default.
+        quality: Whether the program draws quality figures.
         volume_gb: Size of each machine's volume.
         call: ``sync`` lets Step Functions wait for the job; ``sdk`` calls SageMaker's own API and
             looks at the job until it has ended.
@@ -59,6 +61,7 @@ class JobSettings:
     max_wait_s: int = retries.SPOT_WAIT_S
     claims: bool = False
     rows: int = 0
+    quality: bool = True
     volume_gb: int = 50
     call: Call = "sync"
     kms_key: str = ""
@@ -132,7 +135,10 @@ def request(image: str, settings: JobSettings, job: Job) -> dict[str, object]:
     are no hyperparameters: the config is a file in a channel, where it expires and can be erased.
     """
     claims = job.claims if settings.claims else {}
-    rows = {ROWS: str(settings.rows)} if settings.rows else {}
+    program = {
+        **({ROWS: str(settings.rows)} if settings.rows else {}),
+        **({} if settings.quality else {QUALITY: "false"}),
+    }
     checkpoints: dict[str, object] = (
         {"CheckpointConfig": {**job.checkpoints, "LocalPath": CHECKPOINTS}}
         if job.checkpoints
@@ -178,5 +184,5 @@ def request(image: str, settings: JobSettings, job: Job) -> dict[str, object]:
         "EnableNetworkIsolation": not (claims or job.calls_aws),
         **spot,
         **network,
-        "Environment": {**job.environment, **rows, **claims},
+        "Environment": {**job.environment, **program, **claims},
     }

@@ -59,6 +59,8 @@ def test_a_bad_setting_is_refused(name: str, value: str, monkeypatch: pytest.Mon
         ({"endpoint_instances": 9}, "LIMNER_ENDPOINT_MAX_INSTANCES to 9"),
         ({"batch_instances": 9}, "LIMNER_BATCH_INSTANCES to 8"),
         ({"batch_from": 99}, "LIMNER_BATCH_FROM to 32"),
+        ({"workers": 8}, "LIMNER_WORKERS to 7"),
+        ({"workers": 5}, "LIMNER_BATCH_INSTANCES to 3"),
         ({"burst": 501}, "LIMNER_BURST to 500"),
         ({"monthly_budget_usd": 100}, "LIMNER_ALARM_EMAIL"),
         (

@@ -161,7 +161,9 @@ def base(base_dir: Path) -> Base:
 
 
 def settings_of(root: Path) -> Settings:
-    return Settings(base_dir=root, rows=4, worker_table=TABLE, worker_bucket=BUCKET)
+    return Settings(
+        base_dir=root, rows=4, quality=False, worker_table=TABLE, worker_bucket=BUCKET
+    )
 
 
 def serve(world: World, base: Base, root: Path, **changes: Any) -> None:
@@ -173,7 +175,7 @@ def serve(world: World, base: Base, root: Path, **changes: Any) -> None:
 
 def job(base: Base, root: Path, request_id: str, photos: Path, config: TrainingConfig) -> bytes:
     """What a job of its own makes of a request."""
-    settings = Settings(base_dir=root, rows=4)
+    settings = Settings(base_dir=root, rows=4, quality=False)
     work = Work(request_id, "default", config, photos)
     train_all(settings, base, Works([work]), checkpoints=Checkpoints.of(settings))
     return (settings.task_dir(request_id) / "model.tar.gz").read_bytes()

@@ -49,6 +49,18 @@ def test_machines_that_claim_tasks_have_a_network_and_only_they() -> None:
         assert made["Environment"] == (told if wants and may else {})
 
 
+def test_what_the_program_is_told_of_its_passes_and_figures() -> None:
+    assert request(rows=4)["Environment"] == {"LIMNER_ROWS": "4"}
+    assert request(quality=False)["Environment"] == {"LIMNER_QUALITY": "false"}
+    assert request()["Environment"] == {}
+
+
+def test_a_worker_keeps_no_checkpoints_and_calls_aws() -> None:
+    made = jobs.request("image", JobSettings(), replace(JOB, checkpoints={}, calls_aws=True))
+    assert made["EnableNetworkIsolation"] is False
+    assert "CheckpointConfig" not in made
+
+
 def test_spot_machines_wait_and_keep_their_checkpoints() -> None:
     made = request(spot=True, max_wait_s=retries.SPOT_WAIT_S)
     assert made["EnableManagedSpotTraining"] is True
