@@ -5,6 +5,7 @@ G      SD 1.5's exact layer graph at a tenth of its width, 64 px: nearly all of 
        dispatch of operations, which is what a fast GPU sees at batch 1
 S      a small model, half overhead, half arithmetic, 128 px
 M      arithmetic alone, on a CPU, 256 px
+SD15   SD 1.5's real shape, 512 px, for GPUs
 =====  ==========================================================================================
 """
 
@@ -81,6 +82,14 @@ SIZES: Final[dict[str, Size]] = {
         vae_layers=1,
         text_width=64,
         text_layers=2,
+    ),
+    "SD15": Size(
+        resolution_px=512,
+        unet=_unet((320, 640, 1280, 1280), (True, True, True, False), 2),
+        vae_channels=(128, 256, 512, 512),
+        vae_layers=2,
+        text_width=768,
+        text_layers=12,
     ),
 }
 

@@ -7,7 +7,8 @@
   the same loop with both cached, and for ours with K users in a pass;
 * ``job``: everything counted, from a fresh process to the artifacts, for 16 users on S: a process
   each, and one process for all, both ``python -m training`` over the container contract; with
-  quality figures and a first image of each model, and without.
+  quality figures and a first image of each model, and without. A warm worker (decision 032) does
+  the same work with its start behind it.
 
 The method: CPU seconds of one thread (``time.process_time``), variants interleaved round by round
 in one process, a warm-up round dropped, the median of at least 5 rounds with its spread. The same
@@ -33,7 +34,7 @@ import torch
 from peft import LoraConfig
 from PIL import Image
 
-from benchmarks.bases import SIZES, save_base
+from benchmarks.bases import save_base
 from benchmarks.laptop import machine
 from limner.contracts.tasks import Task
 from limner.contracts.training import TrainingConfig
@@ -83,9 +84,11 @@ def photos() -> list[Image.Image]:
     return [Image.fromarray(pixels).resize((640, 576)) for pixels in small]
 
 
-def alone(base: Base, steps: int, *, cached: bool) -> Round:
+def alone(base: Base, steps: int, *, cached: bool, **changes: object) -> Round:
     """Peft's loop for one user."""
-    config, unet = config_of(0), base.pipeline.unet
+    config = config_of(0, **changes)
+    base.use(config.precision)
+    unet = base.pipeline.unet
     draw = torch.Generator().manual_seed(config.seed)
     images = [p.resize((base.card.resolution_px,) * 2) for p in photos()]
     kept = prepare(config, base, photos(), draw)
@@ -119,11 +122,13 @@ def alone(base: Base, steps: int, *, cached: bool) -> Round:
     return run
 
 
-def fused(base: Base, users: int, steps: int) -> Round:
+def fused(base: Base, users: int, steps: int, **changes: object) -> Round:
     """Our loop for many users."""
-    cohort = Cohort(base, Shape.of(config_of(0)), rank=4, slots=users, say=lambda _: None, lanes=1)
+    config = config_of(0, **changes)
+    shape, rank = Shape.of(config), config.rank
+    cohort = Cohort(base, shape, rank=rank, slots=users, say=lambda _: None, lanes=1)
     for user in range(users):
-        cohort.enter(Learner.of(config_of(user), base, photos()))
+        cohort.enter(Learner.of(config_of(user, **changes), base, photos()))
 
     def run() -> None:
         for _ in range(steps):
@@ -225,19 +230,37 @@ def job_folder(root: Path, base: Path, users: list[int], *, draws: bool) -> Path
 
 def run_job(root: Path, *, draws: bool) -> tuple[float, float]:
     """Runs the training program; its CPU seconds and its largest resident memory in MB."""
-    environment = {
-        "PATH": os.environ["PATH"],
-        "OMP_NUM_THREADS": "1",
-        "SAGEMAKER_BASE_DIR": str(root),
-        "TRAINING_JOB_NAME": "bench",
-        "LIMNER_QUALITY": str(draws).lower(),
-    }
+    return run(
+        "-m",
+        "training",
+        SAGEMAKER_BASE_DIR=str(root),
+        TRAINING_JOB_NAME="bench",
+        LIMNER_QUALITY=str(draws).lower(),
+    )
+
+
+def run_start(base: Path) -> float:
+    """CPU seconds of a process that only loads the base: what a warm worker has behind it."""
+    program = (
+        "import sys, pathlib; import training.batch; from training.production import open_base;"
+        " open_base(pathlib.Path(sys.argv[1]))"
+    )
+    return run("-c", program, str(base))[0]
+
+
+def run(*arguments: str, **environment: str) -> tuple[float, float]:
+    """Runs Python; its CPU seconds and its largest resident memory in MB."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "training"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.DEVNULL,
+        # One core for each, whatever the machine has: threads that share caches cost more.
+        preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
     )
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, (root / "output/failure").read_text()
+    assert process.returncode == 0, arguments
     return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6
 
 
@@ -260,6 +283,7 @@ def measure_jobs(folder: Path, scratch: Path, *, draws: bool) -> None:
     together, memory = run_job(everybody, draws=draws)
     wall = time.perf_counter() - started
     each = statistics.median(seconds for seconds, _ in single)
+    start = statistics.median(run_start(folder) for _ in range(3))
     say(
         "job",
         base="S",
@@ -269,6 +293,8 @@ def measure_jobs(folder: Path, scratch: Path, *, draws: bool) -> None:
         process_each_cpu_s=round(each, 2),
         one_process_cpu_s_a_user=round(together / JOB_USERS, 3),
         times=round(each * JOB_USERS / together, 1),
+        start_cpu_s=round(start, 2),
+        times_by_a_warm_worker=round(each * JOB_USERS / (together - start), 1),
         fine_tunes_a_cpu_minute=round(60 * JOB_USERS / together, 1),
         fine_tunes_a_minute=round(60 * JOB_USERS / wall, 1),
         **(
@@ -293,7 +319,7 @@ def measure_jobs(folder: Path, scratch: Path, *, draws: bool) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bases", nargs="*", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--bases", nargs="*", default=list(USERS), choices=list(USERS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-jobs", action="store_true")
     args = parser.parse_args()
