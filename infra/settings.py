@@ -97,9 +97,9 @@ class StageSettings(BaseSettings):
         quality_novelty: The same for ``novelty``.
         workers: Workers at most: training jobs that stay, and take queued requests themselves, so
             that neither a machine's start nor CreateTrainingJob's rate is in a user's way (decision
-            032). They count in ``max_instances``, and their programs get a network and a role with
-            the queue in it. 0 for none.
-        worker_backlog: Waiting requests from which another worker starts.
+            032). They count in ``max_instances``, not in ``daily_launches``: each may start once in
+            five minutes. Their programs get a network and a role with the queue in it. 0 for none.
+        worker_backlog: Users that wait, from which another worker starts.
         worker_idle_s: Seconds that a worker stays without work; it costs as much as with.
         worker_lifetime_s: Seconds after which a worker takes nothing on any more.
         worker_patience_s: Seconds after which a request that no worker has taken gets a job.
@@ -173,7 +173,8 @@ class StageSettings(BaseSettings):
     quality_novelty: Threshold = 0.05
     workers: int = Field(default=0, ge=0, le=50)
     worker_backlog: int = Field(default=8, ge=1)
-    worker_idle_s: int = Field(default=600, ge=30)
+    # A slot starts once in five minutes (lambdas.dispatch.workers): no worker ends before that.
+    worker_idle_s: int = Field(default=600, ge=300)
     worker_lifetime_s: int = Field(default=4 * 3600, ge=600, le=retries.WORKER_LIFETIME_S)
     worker_patience_s: int = Field(default=900, ge=60)
     training_rows: int = Field(default=0, ge=0, le=4096)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aws_cdk import CfnOutput, CfnParameter, DefaultStackSynthesizer, Stack
+from aws_cdk import Aws, CfnOutput, CfnParameter, DefaultStackSynthesizer, Stack
 from constructs import Construct
 
 from infra import bundle
@@ -81,6 +81,7 @@ class LimnerStack(Stack):
             "TrainingImage": training.image,
             "TrainingInstanceTypes": training.instance_types,
             "BaseId": base_id,
+            "Region": Aws.REGION,
             **{name: function.function_arn for name, function in workflow.functions_by_arn.items()},
         }
         """Each placeholder of the published machines, and what stands for it in this stack."""

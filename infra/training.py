@@ -22,7 +22,7 @@ _READS: Final = (keys.UPLOADS, keys.CONFIGS, keys.BASES, keys.BATCHES, keys.PREV
 _WRITES: Final = (keys.JOBS, keys.BATCHES, keys.PREVIEWS)
 # What a worker fetches for itself, and where it leaves what it makes.
 _WORKER_READS: Final = (keys.UPLOADS, keys.CONFIGS, keys.BASES)
-_WORKER_WRITES: Final = (keys.JOBS, keys.BATCHES)
+_WORKER_WRITES: Final = (keys.JOBS, keys.BATCHES, keys.PREVIEWS)
 
 
 class Training(Construct):

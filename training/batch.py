@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from limner.contracts.tasks import ARTIFACT_FILE, TaskError, TaskResult
+from limner.contracts.tasks import ARTIFACT_FILE, TaskResult
 from training.archive import write_archive
 from training.base import Base
 from training.checkpoints import Checkpoints
-from training.failures import MAX_FAILURE_CHARS
 from training.job import Work
 from training.progress import event_line, say
-from training.results import write_result
+from training.results import failure_of, write_result
 from training.runner import Outcome, Runner
 from training.settings import Settings
 from training.stopping import STOP, Stop
@@ -74,12 +73,7 @@ def _keep(settings: Settings, outcome: Outcome) -> TaskResult:
     request_id, made, error = outcome.work.request_id, outcome.made, outcome.error
     if made is None or error is not None:
         assert error is not None, "whoever made nothing says why"  # noqa: S101
-        return TaskResult(
-            request_id=request_id,
-            status="failed",
-            seconds=outcome.seconds,
-            error=TaskError(code=error.code, message=error.message[:MAX_FAILURE_CHARS]),
-        )
+        return failure_of(request_id, error, outcome.seconds)
     path = settings.task_dir(request_id) / ARTIFACT_FILE
     share = {} if outcome.share_s is None else {"share_seconds": outcome.share_s}
     return TaskResult(

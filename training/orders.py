@@ -3,9 +3,9 @@
 ::
 
     requests table, index ``queue``      bucket
-    find ── take ── renew …              uploads/<user>/<request>/   ─> fetch
-              │        └─ lost: dropped  configs/<request>/
-              └─ deliver ──────────────> batches/<worker>/1/out/<request>/…, result.json last
+    find ── take ── renew …              uploads/<user>/<request>/, configs/<request>/ ─> fetch
+              │        └─ lost: dropped  previews/<request>/ <─ show
+              └─ deliver ──────────────> batches/<worker>/1/out/<request>/, result.json last
                     └─ the row names the job, and the lease ends
 
 A lease is one conditional write (``limner.contracts.writes``, the words that ``dispatch`` uses),
@@ -28,7 +28,7 @@ from limner.contracts import keys, writes
 from limner.contracts.errors import LimnerError
 from limner.contracts.limits import MAX_OPEN_REQUESTS, MAX_PHOTO_BYTES, MAX_PHOTOS
 from limner.contracts.statuses import RequestStatus
-from limner.contracts.tasks import RESULT_FILE
+from limner.contracts.tasks import ARTIFACT_FILE, RESULT_FILE
 from limner.contracts.times import as_text
 from limner.contracts.training import TrainingConfig
 from training.forms import parse_form
@@ -39,13 +39,19 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _INDEX: Final = "queue"
-# A look reads so many rows of a shard: one user's flood does not fill it (MAX_OPEN_REQUESTS).
+# A lease outlasts a renewal that meets the timeouts below at each of its calls.
+LEASE_S: Final = 90.0
+_CONNECT_S: Final = 3
+_READ_S: Final = 7
+# A look reads so many rows of a shard at once, and so many times, if few users own them all.
 _WINDOW: Final = 2 * MAX_OPEN_REQUESTS
+_PAGES: Final = 5
+_ENOUGH_USERS: Final = 20
 # The config of eight prompts of 400 characters has less than 6 kB.
 _MAX_CONFIG_BYTES: Final = 65_536
 _PHOTO: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-# SDKs repeat what was throttled; a worker has the time.
-_CALLS: Final = 8
+# SDKs repeat what was throttled.
+_CALLS: Final = 4
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ class Orders:
         bucket: str,
         job: str,
         me: str,
-        lease_s: float,
+        lease_s: float = LEASE_S,
         now_s: Callable[[], float] = time.time,
     ) -> None:
         batch = keys.batch_of_job(job)
@@ -124,7 +130,7 @@ class Orders:
     # -- The queue --------------------------------------------------------------------------------
 
     def find(self) -> list[Order]:
-        """Free orders, the oldest first: one of each user who has none at work.
+        """Free orders, the oldest first: one of each user who has none with a worker.
 
         Raises:
             LimnerError: ``AWS_ERROR``.
@@ -133,16 +139,7 @@ class Orders:
         oldest: dict[str, Order] = {}
         busy: set[str] = set()
         for shard in range(keys.SHARDS):
-            with _aws_errors():
-                rows = self._dynamodb.query(
-                    TableName=self._table,
-                    IndexName=_INDEX,
-                    KeyConditionExpression="#queue = :shard",
-                    ExpressionAttributeNames={"#queue": "queue"},
-                    ExpressionAttributeValues={":shard": {"S": str(shard)}},
-                    Limit=_WINDOW,
-                )["Items"]
-            for row in rows:
+            for row in self._rows(str(shard)):
                 order = _order(row)
                 if order is None:
                     continue
@@ -152,6 +149,28 @@ class Orders:
                     oldest.setdefault(order.user_id, order)
         free = [order for order in oldest.values() if order.user_id not in busy]
         return sorted(free, key=lambda order: (order.queued_at, order.request_id))
+
+    def _rows(self, shard: str) -> list[Mapping[str, Any]]:
+        """The oldest rows of a shard; more of them, where a few users' floods fill it."""
+        rows: list[Mapping[str, Any]] = []
+        start: dict[str, Any] = {}
+        for _ in range(_PAGES):
+            with _aws_errors():
+                answer = self._dynamodb.query(
+                    TableName=self._table,
+                    IndexName=_INDEX,
+                    KeyConditionExpression="#queue = :shard",
+                    ExpressionAttributeNames={"#queue": "queue"},
+                    ExpressionAttributeValues={":shard": {"S": shard}},
+                    Limit=_WINDOW,
+                    **start,
+                )
+            rows += answer["Items"]
+            users = {str(row.get("user_id")) for row in rows}
+            if "LastEvaluatedKey" not in answer or len(users) >= _ENOUGH_USERS:
+                break
+            start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+        return rows
 
     def take(self, order: Order) -> Lease | None:
         """Makes an order ours; None if it is another's, or does not wait any more.
@@ -229,12 +248,12 @@ class Orders:
         return config
 
     def show(self, order: Order, image: Path) -> None:
-        """Puts a first image where the user's app can see it, before the rest is done.
+        """Puts a first image where those of a job of its own would be (``keys.PREVIEWS``).
 
         Raises:
             LimnerError: ``AWS_ERROR``.
         """
-        self._upload(order, image)
+        self._upload(image, f"{keys.PREVIEWS_TEMPLATE.format(order.request_id)}{image.name}")
 
     def deliver(self, lease: Lease, folder: Path) -> bool:
         """Puts what was made of an order on the shelf, tells its row, and ends the lease.
@@ -249,9 +268,9 @@ class Orders:
         Raises:
             LimnerError: ``AWS_ERROR``.
         """
-        files = sorted(path for path in folder.iterdir() if path.name != RESULT_FILE)
-        for path in (*files, folder / RESULT_FILE):
-            self._upload(lease.order, path)
+        for name in (ARTIFACT_FILE, RESULT_FILE):
+            if (folder / name).exists():  # a failure has no artifact
+                self._upload(folder / name, f"{self._shelf}{lease.order.request_id}/{name}")
         values = {**self._held(lease), ":job": self._job}
         if self._update(lease.order, writes.TRAINED_AHEAD, writes.WORKER_MAY_GO_ON, values):
             return True
@@ -275,11 +294,9 @@ class Orders:
             raise LimnerError("INVALID_INPUT", "The request's training config is too large.")
         return content
 
-    def _upload(self, order: Order, path: Path) -> None:
+    def _upload(self, path: Path, key: str) -> None:
         with _aws_errors():
-            self._s3.upload_file(
-                str(path), self._bucket, f"{self._shelf}{order.request_id}/{path.name}"
-            )
+            self._s3.upload_file(str(path), self._bucket, key)
 
     # -- Rows -------------------------------------------------------------------------------------
 
@@ -314,20 +331,28 @@ class Orders:
         return answer["Attributes"]
 
 
-def open_orders(*, table: str, bucket: str, job: str, me: str, lease_s: float) -> Orders:
-    """The orders of a stage, over AWS."""
+def open_orders(*, table: str, bucket: str, job: str, me: str, region: str | None) -> Orders:
+    """The orders of a stage, over AWS.
+
+    Args:
+        table: The table of requests.
+        bucket: The bucket.
+        job: Name of this job.
+        me: Name of this start of the job.
+        region: Where both are; None for what the environment says.
+    """
     import boto3  # jobs that are no workers need no AWS
     from botocore.config import Config
 
-    config = Config(retries={"mode": "standard", "total_max_attempts": _CALLS})
+    retries: Any = {"mode": "standard", "total_max_attempts": _CALLS}
+    quick = Config(retries=retries, connect_timeout=_CONNECT_S, read_timeout=_READ_S)
     return Orders(
-        boto3.client("dynamodb", config=config),
-        boto3.client("s3", config=config),
+        boto3.client("dynamodb", region_name=region, config=quick),
+        boto3.client("s3", region_name=region, config=Config(retries=retries)),
         table=table,
         bucket=bucket,
         job=job,
         me=me,
-        lease_s=lease_s,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from functools import partial
 
 from limner.contracts.base import read_card
 from limner.contracts.errors import LimnerError
@@ -16,7 +17,7 @@ from training.job import Job, read_base_dir, read_job
 from training.orders import open_orders
 from training.photos import keep_side_px, load_photos
 from training.progress import event_line, say
-from training.results import finished
+from training.results import finished, write_result
 from training.settings import Settings
 from training.worker import Inbox
 from training.works import Works
@@ -119,7 +120,7 @@ def _serve(settings: Settings, table: str) -> None:
         job=settings.job_name,
         # A start of the job that is gone must not hold what its successor takes.
         me=f"{settings.job_name}#{secrets.token_hex(8)}",
-        lease_s=settings.worker_lease_s,
+        region=settings.worker_region,
     )
 
     from training.batch import train_all
@@ -129,6 +130,7 @@ def _serve(settings: Settings, table: str) -> None:
     with Inbox(
         orders,
         settings.worker_dir,
+        keep=partial(write_result, settings),
         idle_s=settings.worker_idle_s,
         lifetime_s=settings.worker_lifetime_s,
     ) as inbox:

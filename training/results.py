@@ -10,10 +10,17 @@ from __future__ import annotations
 import hashlib
 
 from limner.contracts.errors import LimnerError
-from limner.contracts.tasks import ARTIFACT_FILE, RESULT_FILE, TaskResult
+from limner.contracts.tasks import ARTIFACT_FILE, RESULT_FILE, TaskError, TaskResult
+from training.failures import MAX_FAILURE_CHARS
 from training.files import write_atomically
 from training.forms import read_form
 from training.settings import Settings
+
+
+def failure_of(request_id: str, error: LimnerError, seconds: float = 0.0) -> TaskResult:
+    """The result of a task that has failed."""
+    told = TaskError(code=error.code, message=error.message[:MAX_FAILURE_CHARS])
+    return TaskResult(request_id=request_id, status="failed", seconds=seconds, error=told)
 
 
 def write_result(settings: Settings, result: TaskResult) -> None:

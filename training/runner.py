@@ -111,7 +111,7 @@ class Runner:
         self._stop = stop
         self._quality = quality
         self._works: Source = Works(())
-        self._room: dict[Shape, int] = {}
+        self._room: dict[tuple[Shape, int], int] = {}
         self._ended: frozenset[str] = frozenset()
 
     def run(self, works: Source | Iterable[Work]) -> Iterator[Outcome]:
@@ -148,39 +148,43 @@ class Runner:
             yield from self._run_group(_shape(more[0]), deque(more))
 
     def _slots(self, shape: Shape) -> int:
-        return self._room.get(shape, min(max(1, self._rows // shape.rows), MAX_SLOTS))
+        return min(max(1, self._rows // shape.rows), MAX_SLOTS)
 
     def _run_group(
         self, shape: Shape, waiting: deque[Work], found: Checkpoint | None = None
     ) -> Iterator[Outcome]:
         while waiting:
-            room = self._slots(shape)
-            slots = room if self._works.is_open else min(room, len(waiting))
             rank = max(work.config.rank for work in waiting)
+            room = self._room.get((shape, rank), self._slots(shape))
+            slots = room if self._works.is_open else min(room, len(waiting))
             if found is not None:
                 slots, rank = found.plan.slots, found.plan.rank
-            with self._cohort(shape, rank, slots) as cohort:
-                running = self._resume(cohort, waiting, found) if found is not None else []
-                found = None
-                try:
+            running: list[_Run] = []
+            try:
+                with self._cohort(shape, rank, slots) as cohort:
+                    if found is not None:
+                        running, found = self._resume(cohort, waiting, found), None
                     with self._stop.patience():
                         yield from self._fill_and_step(cohort, waiting, running)
-                except MemoryShortageError as error:
-                    error.__cause__ = error.__traceback__ = None
-                    if len(running) == 1:
-                        (run,) = running
-                        if self._is_wanted(run.work):
-                            yield self._failed(run.work, error, run.started)
-                    else:
-                        # Nobody's result depends on how many others there are.
-                        waiting.extendleft(run.work for run in reversed(running))
-                        self._room[shape] = max(1, slots // 2)
+            except MemoryShortageError as error:
+                error.__cause__ = error.__traceback__ = None
+                # Nobody's result depends on how many others there are, or could be.
+                waiting.extendleft(run.work for run in reversed(running))
+                started = running[0].started if running else time.perf_counter()
+                if slots > 1:
+                    self._room[shape, rank] = slots // 2
+                elif self._is_wanted(failed := waiting.popleft()):
+                    yield self._failed(failed, error, started)
             self._recover()
 
     def _fill_and_step(
         self, cohort: Cohort, waiting: deque[Work], running: list[_Run]
     ) -> Iterator[Outcome]:
-        """The loop; what a turn does follows from what a checkpoint has, and from nothing else."""
+        """The loop.
+
+        What a turn does follows from what a checkpoint has, and, where works come as they are asked
+        for, which have no checkpoints, from who has come.
+        """
         if len(waiting) > 1 and not running:
             # Before the first outcome: a restart without that work would have other passes.
             self._save(cohort, waiting, running)
@@ -189,6 +193,7 @@ class Runner:
             for lost in [run for run in running if not self._works.holds(run.work)]:
                 running.remove(lost)
                 cohort.leave(lost.learner)
+                self._works.drops(lost.work)
             while (run := _first_ended(cohort, running)) is not None:
                 if self._is_wanted(run.work):
                     yield self._end(cohort, run, pause)
@@ -198,6 +203,7 @@ class Runner:
                 pause()
                 work = waiting.popleft()
                 if self._is_wanted(work) and not self._works.begins(work):
+                    self._works.drops(work)
                     continue
                 started = time.perf_counter()
                 if self._is_signed:
@@ -205,6 +211,9 @@ class Runner:
                 try:
                     with self._own_errors():
                         running.append(self._begin(cohort, work, started))
+                except MemoryShortageError as error:
+                    waiting.appendleft(work)
+                    raise error from None
                 except LimnerError as error:
                     failed = self._failed(work, error, started)
                     if self._is_wanted(work):
@@ -341,7 +350,8 @@ class Runner:
 
     @contextmanager
     def _cohort(self, shape: Shape, rank: int, slots: int) -> Iterator[Cohort]:
-        cohort = Cohort(self._base, shape, rank=rank, slots=slots, say=say)
+        with memory_errors():
+            cohort = Cohort(self._base, shape, rank=rank, slots=slots, say=say)
         try:
             yield cohort
         finally:

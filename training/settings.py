@@ -34,9 +34,9 @@ class Settings(BaseSettings):
         worker_table: The table of requests, for a job that takes its works from the queue; None for
             jobs that are told what to do.
         worker_bucket: The bucket of photos, configs and results, for such a job.
+        worker_region: Region of both, which SageMaker does not tell a program.
         worker_idle_s: Such a job ends after so many seconds without work.
         worker_lifetime_s: It takes nothing on any more after so many.
-        worker_lease_s: How long a request is its own without a sign of life.
         checkpoint_every_s: What an interruption may cost at most, in seconds of training. A
             checkpoint holds three times the adapters in training, in float32.
     """
@@ -54,12 +54,10 @@ class Settings(BaseSettings):
     )
     worker_table: str | None = Field(default=None, validation_alias="LIMNER_WORKER_TABLE")
     worker_bucket: str = Field(default="", validation_alias="LIMNER_WORKER_BUCKET")
+    worker_region: str | None = Field(default=None, validation_alias="LIMNER_WORKER_REGION")
     worker_idle_s: float = Field(default=600, gt=0, validation_alias="LIMNER_WORKER_IDLE_S")
     worker_lifetime_s: float = Field(
         default=4 * 3600, gt=0, validation_alias="LIMNER_WORKER_LIFETIME_S"
-    )
-    worker_lease_s: float = Field(
-        default=90, ge=3, le=3600, validation_alias="LIMNER_WORKER_LEASE_S"
     )
     checkpoint_every_s: float = Field(
         default=60, ge=0, le=3600, validation_alias="LIMNER_CHECKPOINT_S"

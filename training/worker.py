@@ -25,15 +25,19 @@ from types import TracebackType
 from typing import Final
 
 from limner.contracts.errors import LimnerError
+from limner.contracts.tasks import TaskResult
 from training.job import Work
 from training.orders import Lease, Order, Orders
 from training.progress import event_line, say
+from training.results import failure_of
 from training.stopping import STOP, Stop
 
 # Between two looks at the queue: what a request waits for, on average, is half of it.
 LOOK_S: Final = 1.0
-# Of a lease's length: when it is renewed. Two renewals may fail before it ends.
+# Of a lease's length: when it is renewed.
 _RENEW_AT: Final = 1 / 3
+# SageMaker kills 120 s after SIGTERM; what is not given back by then ends by itself.
+_LAST_RENEWAL_S: Final = 30
 # A shelf that cannot be reached is no reason to train others for it.
 _MOST_AWS_FAILURES: Final = 5
 
@@ -48,6 +52,7 @@ class Inbox:
         orders: The queue.
         folder: Where photos and results lie until they are delivered: ``photos/<request>/`` and
             ``out/<request>/``.
+        keep: Writes a result, as ``training.results`` does.
         idle_s: The worker ends after so long without work.
         lifetime_s: It takes nothing on any more after so long.
         now_s: A clock that never goes back, in seconds.
@@ -71,6 +76,7 @@ class Inbox:
         orders: Orders,
         folder: Path,
         *,
+        keep: Callable[[TaskResult], None],
         idle_s: float,
         lifetime_s: float,
         now_s: Callable[[], float] = time.monotonic,
@@ -79,6 +85,7 @@ class Inbox:
     ) -> None:
         self._orders = orders
         self._folder = folder
+        self._keep = keep
         self._idle_s = idle_s
         self._now_s = now_s
         self._stop = stop
@@ -88,7 +95,9 @@ class Inbox:
         self._looked_s = float("-inf")
         self._found: deque[Order] = deque()
         self._misfit: Work | None = None
-        self._shown: dict[str, set[Path]] = {}
+        # Never taken twice: who comes back has a fault that was not seen.
+        self._seen: set[str] = set()
+        self._shown: set[Path] = set()
         self._failures = 0
         self._delivered = 0
         # Shared with the thread that renews.
@@ -110,7 +119,7 @@ class Inbox:
     ) -> None:
         """Gives back what is not done: others may take it at once."""
         self._closing.set()
-        self._renewing.join()
+        self._renewing.join(_LAST_RENEWAL_S)
         for lease in self._leases.values():
             try:
                 self._orders.give_back(lease)
@@ -126,8 +135,13 @@ class Inbox:
 
     def holds(self, work: Work) -> bool:
         """Whether a work's lease is ours; what is no longer ours is not worth another step."""
-        with self._lock:
-            return work.request_id in self._leases
+        lease = self._lease(work.request_id)
+        # By the clock, too: the thread that renews may hang in a call.
+        return lease is not None and self._orders.now_s() < lease.until_s
+
+    def drops(self, work: Work) -> None:
+        """Forgets a work that is ours no longer: nothing of its user stays on this machine."""
+        self._forget(work.request_id)
 
     def arrivals(self, fits: Callable[[Work], bool]) -> Sequence[Work]:
         """What can join those in training, without waiting for anything.
@@ -159,14 +173,13 @@ class Inbox:
 
     def shows(self, work: Work) -> None:
         """Sends first images on their way as soon as they are drawn."""
-        shown = self._shown.setdefault(work.request_id, set())
-        lease = self._lease(work)
+        lease = self._lease(work.request_id)
         for image in sorted(self._out(work.request_id).glob("preview-*.png")):
-            if lease is not None and image not in shown:
-                shown.add(image)
+            if lease is not None and image not in self._shown:
+                self._shown.add(image)
                 try:
                     self._orders.show(lease.order, image)
-                except LimnerError as error:  # it goes with the rest
+                except LimnerError as error:  # the model is none the worse for it
                     say(event_line("not_shown", request=work.request_id, reason=error.code))
 
     def deliver(self, request_id: str) -> None:
@@ -175,17 +188,19 @@ class Inbox:
         Raises:
             LimnerError: ``AWS_ERROR``, if AWS does not take what is made, time and again.
         """
-        with self._lock:
-            lease = self._leases.get(request_id)
+        lease = self._lease(request_id)
+        is_ours = False
         try:
-            is_ours = lease is not None and self._orders.deliver(lease, self._out(request_id))
+            if lease is not None:
+                is_ours = self._orders.deliver(lease, self._out(request_id))
+                self._failures = 0
         except LimnerError as error:
             # The lease ends by itself, and somebody trains it again.
             self._fail(error)
-            is_ours = False
+        finally:
+            self._forget(request_id)
         say(event_line("delivered" if is_ours else "lost", request=request_id))
         self._delivered += is_ours
-        self._forget(request_id)
 
     # -- The queue --------------------------------------------------------------------------------
 
@@ -198,12 +213,12 @@ class Inbox:
             if not self._found and self._now_s() - self._looked_s >= LOOK_S:
                 self._looked_s = self._now_s()
                 self._found.extend(self._orders.find())
+                self._failures = 0
             while self._found:
                 order = self._found.popleft()
-                if order.request_id in self._shown or not self._take(order):
+                if order.request_id in self._seen or not self._take(order):
                     continue
                 if (work := self._fetch(order)) is not None:
-                    self._failures = 0
                     return work
         except LimnerError as error:
             self._fail(error)
@@ -218,30 +233,36 @@ class Inbox:
         return True
 
     def _fetch(self, order: Order) -> Work | None:
-        """The work of an order that is ours; None if it cannot be read: a job will say why."""
+        """The work of an order that is ours; None if there is none, which its user is told.
+
+        Raises:
+            LimnerError: ``AWS_ERROR``; the order is somebody else's to take then.
+        """
         photos_dir = self._folder / "photos" / order.request_id
-        shutil.rmtree(photos_dir, ignore_errors=True)
-        # Known from now on, and never taken twice: who comes back has a fault that was not seen.
-        self._shown[order.request_id] = set()
         try:
             config = self._orders.fetch(order, photos_dir)
         except LimnerError as error:
             say(event_line("not_fetched", request=order.request_id, code=error.code))
-            with self._lock:
-                lease = self._leases.pop(order.request_id, None)
-            if lease is not None:
-                self._orders.give_back(lease)
-            shutil.rmtree(photos_dir, ignore_errors=True)
+            if error.code == "AWS_ERROR":
+                lease = self._lease(order.request_id)
+                self._forget(order.request_id)
+                if lease is not None:
+                    self._orders.give_back(lease)
+                raise
+            self._seen.add(order.request_id)
+            self._keep(failure_of(order.request_id, error))
+            self.deliver(order.request_id)
             return None
+        self._seen.add(order.request_id)
         say(event_line("taken", request=order.request_id))
         return Work(order.request_id, order.model_id, config, photos_dir)
 
     def _out(self, request_id: str) -> Path:
         return self._folder / "out" / request_id
 
-    def _lease(self, work: Work) -> Lease | None:
+    def _lease(self, request_id: str) -> Lease | None:
         with self._lock:
-            return self._leases.get(work.request_id)
+            return self._leases.get(request_id)
 
     def _forget(self, request_id: str) -> None:
         """Removes a user's photos and results from this machine."""
@@ -273,9 +294,10 @@ class Inbox:
             except LimnerError:
                 renewed = lease if self._orders.now_s() < lease.until_s else None
             with self._lock:
-                if renewed is not None and request_id in self._leases:
+                is_known = request_id in self._leases  # it may be delivered by now
+                if is_known and renewed is not None:
                     self._leases[request_id] = renewed
-                elif renewed is None:
-                    self._leases.pop(request_id, None)
-            if renewed is None:
+                elif is_known:
+                    del self._leases[request_id]
+            if is_known and renewed is None:
                 say(event_line("lease_lost", request=request_id))

@@ -45,6 +45,10 @@ class Source(Protocol):
         """What has come and can join those in training, without waiting for it."""
         ...
 
+    def drops(self, work: Work) -> None:
+        """Told of a work that is this host's no longer, and has no outcome."""
+        ...
+
     def shows(self, work: Work) -> None:
         """Told of each first image."""
         ...
@@ -116,6 +120,9 @@ class Works:
     def arrivals(self, _fits: Callable[[Work], bool]) -> Sequence[Work]:
         """What can join those in training: nothing, since all of it was known before."""
         return ()
+
+    def drops(self, _work: Work) -> None:
+        """Told of what another host has claimed: its photos are nobody's secret on this one."""
 
     def shows(self, _work: Work) -> None:
         """Told of each first image: SageMaker's sync takes it to S3."""

@@ -35,7 +35,7 @@ class JobSettings:
     Attributes:
         keep_alive_s: Seconds that a machine is kept warm for the next job after a job
             (KeepAlivePeriodInSeconds); 0 for no warm pool. A pool matches by role, number and type
-            of machines, volume, network and isolation, which are the same for all jobs here.
+            of machines, volume, network and isolation, which are the same for all single jobs.
         spot: Whether jobs run on spot machines (EnableManagedSpotTraining). An interrupted job
             starts again: a batch keeps the tasks that it has finished, and the task at work begins
             anew, since the program writes no checkpoints inside of a task yet.

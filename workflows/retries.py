@@ -210,6 +210,8 @@ CAPACITY_WAIT_S: Final = 450
 # Between two looks at a job that no task waits for, and the number of looks of one execution.
 JOB_POLL_S: Final = 120
 JOB_LOOKS: Final = 300
+# Looks at a worker that no task waits for: as long as it may live.
+WORKER_LOOKS: Final = WORKER_TASK_S // JOB_POLL_S + 1
 # The whole execution. An end to errors in this very file, not a budget: it is longer than all
 # waits and retries together, throttled for 48 minutes at every one of 12 hours of quota waits.
 MACHINE_TIMEOUT_S: Final = 8 * 24 * 3600
@@ -277,12 +279,6 @@ CLAIM_FAILURE: Final = FailureNames(
     failed="ClaimFailed",
 )
 ITEM_FAILURE: Final = FailureNames(not_ours="NotOurs")
-WORKER_TRAIN: Final = TrainNames(
-    record_attempt="WorkerPlanned",
-    fine_tune="RunWorker",
-    record_waiting="WorkerWaits",
-    failed="WorkerFailed",
-)
 SINGLE_TRAIN: Final = TrainNames()
 BATCH_TRAIN: Final = TrainNames(
     record_attempt="RecordBatchAttempt",
@@ -332,13 +328,13 @@ def claim(failed: str) -> Policies:
 def train(names: TrainNames, record: TaskPolicy) -> Policies:
     """The states around a training job; ``record`` is the policy of its two status writes."""
     writes = {names.record_attempt: record, names.record_waiting: record}
-    return {**writes, **job(names, TRAINING_TASK_S)}
+    return {**writes, **job(names.fine_tune, TRAINING_TASK_S)}
 
 
-def job(names: TrainNames, longest_s: int) -> Policies:
+def job(name: str, longest_s: int) -> Policies:
     """The states of the job itself, which takes no longer than that, all waits included."""
     return {
-        names.fine_tune: TaskPolicy(
+        name: TaskPolicy(
             longest_s,
             (SERVICE, QUOTA),
             (Catcher((JOB_EXISTS,), "AwaitJob"), Catcher(ALL_ERRORS, "DidJobFail")),
@@ -419,5 +415,5 @@ ONBOARD_BATCH: Final[Policies] = MappingProxyType(
 )
 """The policies of the machine ``onboard_batch``, likewise."""
 
-WORKER: Final[Policies] = MappingProxyType(job(WORKER_TRAIN, WORKER_TASK_S))
+WORKER: Final[Policies] = MappingProxyType(job("RunWorker", WORKER_TASK_S))
 """The policies of the machine ``worker``, likewise."""

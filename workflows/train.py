@@ -41,7 +41,14 @@ _FIELDS = (
 )
 
 
-def first_job(uses: JobUses, template: str, name: str, *, quota_waits: int) -> dict[str, object]:
+def first_job(
+    uses: JobUses,
+    template: str,
+    name: str,
+    *,
+    quota_waits: int,
+    looks: int = retries.JOB_LOOKS,
+) -> dict[str, object]:
     """The first job of an execution and the budgets of all of them, as ASL parameters.
 
     Args:
@@ -49,6 +56,7 @@ def first_job(uses: JobUses, template: str, name: str, *, quota_waits: int) -> d
         template: Template of the job's name, of what it trains and the attempt.
         name: JSONPath to what it trains.
         quota_waits: How often to wait for room in the quota.
+        looks: How often to look at a job that no task waits for.
     """
     types = f"States.StringSplit('{uses.training_instance_types}', ',')"
     return {
@@ -59,7 +67,7 @@ def first_job(uses: JobUses, template: str, name: str, *, quota_waits: int) -> d
         "index": 0,
         "tries_left.$": f"States.MathAdd(States.ArrayLength({types}), -1)",
         "waits_left": quota_waits,
-        "looks_left": retries.JOB_LOOKS,
+        "looks_left": looks,
         "left_at_work": False,
     }
 
@@ -92,7 +100,7 @@ class Training:
         template: Template of the job's name, of what it trains and the attempt.
         name: JSONPath to what it trains.
         mark: Variable of the job's environment that holds the same: whose job it is.
-        record_attempt: Notes the job's name before it is made.
+        record_attempt: Notes the job's name before it is made, if anybody's record is to have it.
         fine_tune: Makes the job.
         record_waiting: Notes that the work waits for a machine.
         try_again: Where to go on after a wait.

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from aws_cdk import Aws
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
@@ -35,6 +36,7 @@ NAME = "worker"
 COMMENT = "A training job that stays, and trains queued requests ahead of their executions."
 TABLE: Final = "LIMNER_WORKER_TABLE"
 BUCKET: Final = "LIMNER_WORKER_BUCKET"
+REGION: Final = "LIMNER_WORKER_REGION"
 IDLE: Final = "LIMNER_WORKER_IDLE_S"
 LIFETIME: Final = "LIMNER_WORKER_LIFETIME_S"
 
@@ -51,6 +53,7 @@ def _job(uses: WorkerUses) -> jobs.Job:
             f"{jobs.BATCH_MARK}.$": "$.batch_id",
             TABLE: uses.requests.table_name,
             BUCKET: uses.bucket.bucket_name,
+            REGION: Aws.REGION,
             IDLE: str(uses.idle_s),
             LIFETIME: str(uses.lifetime_s),
         },
@@ -83,6 +86,7 @@ class Worker(Construct):
                     keys.BATCH_JOB_NAME_TEMPLATE,
                     "$.batch_id",
                     quota_waits=retries.WORKER_QUOTA_WAITS,
+                    looks=retries.WORKER_LOOKS,
                 ),
             },
         )

@@ -79,10 +79,10 @@ def handle(event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ANN4
     try:
         while is_ours:
             tally = _round(clock, context.aws_request_id).run()
-            _workers(clock).keep(tally.for_workers, spare_ms=SPARE_MS)
             launched, left = launched + tally.launched, len(tally.left)
             metrics.emit(SETTINGS.stage, clock.now_ms(), tally.figures(clock.now_ms()))
             log_event(LOG, "round", bad=tally.bad_rows, left=left, refusal=tally.refusal)
+            _workers(clock).keep(tally.for_workers, spare_ms=SPARE_MS)
             # Out of time, or refused by AWS: the next trigger goes on.
             if tally.throttled or clock.remaining_ms() < SPARE_MS:
                 break

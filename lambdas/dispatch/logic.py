@@ -37,7 +37,7 @@ class Rules:
         batch_instances: Instances of a batch's job at most.
         lease_s: How long a request belongs to the invocation that starts it.
         workers: Workers at most; 0 if there are none.
-        worker_backlog: Waiting requests from which another worker starts.
+        worker_backlog: Users that wait, from which another worker starts.
         worker_patience_s: How long a new request waits for a worker before it gets a job.
     """
 
@@ -303,8 +303,7 @@ def next_launch(
         rules: How launches are made.
         now: The present moment, as rows write it.
     """
-    ours = [candidate for candidate in candidates if not is_for_workers(candidate, rules, now)]
-    eligible = _eligible(ours, gate, rules, now)
+    eligible = _eligible(list(candidates), gate, rules, now)
     if not eligible:
         return None
     if trained := [candidate for candidate in eligible if candidate.is_trained]:
@@ -328,12 +327,31 @@ def next_launch(
     return Launch.of(eligible[:1], batch=bool(eligible[0].earlier_job))
 
 
+def waits_for_worker(candidates: Sequence[Candidate], rules: Rules, now: str) -> int:
+    """How many users wait for a worker: it takes one request of each who has none with a worker.
+
+    Args:
+        candidates: What waits.
+        rules: How launches are made.
+        now: The present moment, as rows write it.
+    """
+    served = {c.run.user_id for c in candidates if c.is_trained or c.lease_until > now}
+    asking = {c.run.user_id for c in candidates if is_for_workers(c, rules, now)}
+    return len(asking - served)
+
+
 def _eligible(
-    candidates: Iterable[Candidate], gate: Gate, rules: Rules, now: str
+    candidates: Sequence[Candidate], gate: Gate, rules: Rules, now: str
 ) -> list[Candidate]:
     active, models, inside = gate.active(), set(gate.models()), gate.requests()
+    for candidate in candidates:
+        # Somebody is starting it, or a worker trains it: its user and model are at work.
+        if candidate.lease_until > now and candidate.run.request_id not in inside:
+            active[candidate.run.user_id] += 1
+            models.add((candidate.run.user_id, candidate.run.model_id))
+    ours = [candidate for candidate in candidates if not is_for_workers(candidate, rules, now)]
     chosen = []
-    for candidate in _ranked(candidates, gate):
+    for candidate in _ranked(ours, gate):
         run = candidate.run
         if run.request_id in inside or candidate.lease_until > now:
             continue

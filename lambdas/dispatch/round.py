@@ -23,10 +23,17 @@ from botocore.exceptions import ClientError
 
 from lambdas.dispatch.gate import Gate, Holder, Reason, Refusal, admit, day_of, release, withdraw
 from lambdas.dispatch.gate_row import GateRow
-from lambdas.dispatch.logic import Candidate, Launch, Rules, is_for_workers, next_launch, stranded
+from lambdas.dispatch.logic import (
+    Candidate,
+    Launch,
+    Rules,
+    next_launch,
+    stranded,
+    waits_for_worker,
+)
 from lambdas.dispatch.waiting import Lease, Waiting
 from lambdas.shared import metrics
-from lambdas.shared.clock import Clock, to_ms
+from lambdas.shared.clock import Clock, iso, to_ms
 from lambdas.shared.executions import Executions, Start, is_running, refused
 from lambdas.shared.log import log_event
 
@@ -47,7 +54,7 @@ class Tally:
         throttled: Starts that were refused for rate.
         bad_rows: Rows that no request can have.
         left: What still waits.
-        for_workers: How many waited for a worker, and were nobody's.
+        for_workers: How many users waited for a worker.
         refusal: Why the round ended early.
         gate: The gate at the end.
     """
@@ -64,11 +71,14 @@ class Tally:
 
     def figures(self, now_ms: int) -> dict[str, int]:
         """The metrics of the round."""
-        ages_ms = [now_ms - to_ms(candidate.queued_at) for candidate in self.left]
+        now = iso(now_ms)
+        # What a worker has, or has trained, does not wait any more.
+        waiting = [c for c in self.left if c.lease_until <= now and not c.is_trained]
+        ages_ms = [now_ms - to_ms(candidate.queued_at) for candidate in waiting]
         return {
             metrics.LAUNCHED: self.launched,
             metrics.THROTTLED: self.throttled,
-            metrics.QUEUE_DEPTH: len(self.left),
+            metrics.QUEUE_DEPTH: len(waiting),
             metrics.OLDEST_QUEUED_AGE: max(0, *ages_ms, 0) // 1000,
             metrics.HOLDERS_IN_USE: len(self.gate.holders),
             metrics.LAUNCHES_TODAY: self.gate.launched_on(day_of(now_ms)),
@@ -119,9 +129,7 @@ class Round:
         tally.left, bad = self._waiting.look()
         tally.bad_rows = sum(self._waiting.refuse(item) for item in bad)
         now = self._clock.now()
-        tally.for_workers = sum(
-            is_for_workers(c, self._rules, now) and c.lease_until <= now for c in tally.left
-        )
+        tally.for_workers = waits_for_worker(tally.left, self._rules, now)
         tally.gate = self._gate_row.read()
         for name in stranded(tally.left, tally.gate, self._clock.now()):
             if not self._has_time() or tally.throttled:

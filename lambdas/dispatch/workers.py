@@ -18,9 +18,11 @@ import logging
 import math
 from typing import TYPE_CHECKING, Final
 
+from botocore.exceptions import ClientError
+
 from lambdas.dispatch.logic import Rules
 from lambdas.shared.clock import Clock
-from lambdas.shared.executions import Executions, Start
+from lambdas.shared.executions import TOO_MANY, Executions, Start
 from lambdas.shared.inputs import SCHEMA_VERSION
 from lambdas.shared.log import log_event
 
@@ -64,7 +66,7 @@ class Workers:
         one in the next period is one too many, and ends when it is idle.
 
         Args:
-            waiting: Requests that wait for a worker.
+            waiting: Users that wait for a worker.
             spare_ms: Milliseconds that the caller needs afterwards.
 
         Returns:
@@ -74,18 +76,25 @@ class Workers:
             ClientError: If Step Functions refuses for another reason than the rate.
         """
         wanted = min(self._rules.workers, math.ceil(waiting / self._rules.worker_backlog))
-        if not wanted:
+        if not wanted or self._clock.remaining_ms() < spare_ms:
             return 0
         arn = self._executions.machines.worker_arn
-        running = self._states.list_executions(
-            stateMachineArn=arn, statusFilter="RUNNING", maxResults=_MOST
-        )["executions"]
+        try:
+            running = self._states.list_executions(
+                stateMachineArn=arn, statusFilter="RUNNING", maxResults=_MOST
+            )["executions"]
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in TOO_MANY:
+                raise
+            return 0  # the next round asks again
         taken = {execution["name"].partition("-")[0] for execution in running}
-        missing, started = wanted - len(running), 0
+        missing, started = max(0, wanted - len(running)), 0
         period = self._clock.now_ms() // (PERIOD_S * 1000)
         free = [f"w{slot}" for slot in range(self._rules.workers) if f"w{slot}" not in taken]
-        for slot in free:
-            if started >= missing or self._clock.remaining_ms() < spare_ms:
+        # Of the first free slots only: one that is used up in this period counts, or an image that
+        # fails at once would be started in all of them.
+        for slot in free[:missing]:
+            if self._clock.remaining_ms() < spare_ms:
                 break
             name = f"{slot}-{period}"
             document = json.dumps(

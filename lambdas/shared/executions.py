@@ -20,7 +20,7 @@ from lambdas.shared.clock import Clock
 if TYPE_CHECKING:
     from mypy_boto3_stepfunctions import SFNClient
 
-_TOO_MANY: Final = frozenset(
+TOO_MANY: Final = frozenset(
     {"ThrottlingException", "TooManyRequestsException", "ExecutionLimitExceeded"}
 )
 _TRIES: Final = 5
@@ -121,7 +121,7 @@ class Executions:
                 code = error.response["Error"]["Code"]
                 if code == "ExecutionAlreadyExists":
                     return Start.EXISTS
-                if code not in _TOO_MANY:
+                if code not in TOO_MANY:
                     raise
             else:
                 return Start.STARTED

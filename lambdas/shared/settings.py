@@ -111,7 +111,7 @@ class DispatchSettings:
             invocation can last.
         worker_machine_arn: The machine of workers.
         workers: Workers at most; 0 for a stage without.
-        worker_backlog: Waiting requests from which another worker starts.
+        worker_backlog: Users that wait, from which another worker starts.
         worker_patience_s: Seconds after which a request that no worker has taken gets a job.
     """
 

@@ -62,13 +62,14 @@ MAY_LEASE: Final = (
 GIVE_BACK: Final = "REMOVE #lease_until, #lease_by"
 HOLDS_LEASE: Final = "#lease_by = :me AND #lease_fence = :fence"
 
-# A worker's lease, and what it may do with it: it trains ahead, and leaves the request in the queue.
+# A worker's lease, and what it may do with it: it trains ahead, and the request stays in the queue.
 # Who has taken workers with it so often is trained in a job of its own.
 WORKER_TRIES: Final = 2
 WORKER_LEASE: Final = f"{LEASE}, #worker_tries = if_not_exists(#worker_tries, :zero) + :one"
 WORKER_MAY_LEASE: Final = (
     f"{MAY_LEASE} AND attribute_not_exists(#trained_by)"
-    " AND (attribute_not_exists(#worker_tries) OR #worker_tries < :tries)"
+    # A repetition of a call whose reply was lost finds its own lease.
+    " AND (attribute_not_exists(#worker_tries) OR #worker_tries < :tries OR #lease_by = :me)"
 )
 WORKER_MAY_GO_ON: Final = (
     f"{HOLDS_LEASE} AND #status = :queued AND attribute_not_exists(#owner)"

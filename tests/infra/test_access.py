@@ -23,7 +23,10 @@ ALL_BUT_MODELS = {keys.UPLOADS, keys.CONFIGS, keys.BASES, keys.PREVIEWS, keys.BA
 
 # Role -> folders that it reads and writes.
 OBJECTS: dict[str, tuple[set[str], set[str]]] = {
-    "WorkersRole": ({keys.UPLOADS, keys.CONFIGS, keys.BASES}, {keys.JOBS, keys.BATCHES}),
+    "WorkersRole": (
+        {keys.UPLOADS, keys.CONFIGS, keys.BASES},
+        {keys.JOBS, keys.BATCHES, keys.PREVIEWS},
+    ),
     "TrainingRole": (ALL_BUT_MODELS, {keys.JOBS, keys.BATCHES, keys.PREVIEWS}),
     "ServingRole": ({keys.MODELS}, set()),
     "OnboardRole": ({keys.JOBS}, {keys.MODELS}),

@@ -38,14 +38,15 @@ def test_a_worker_that_fails_at_once_is_not_started_in_a_loop(world: World) -> N
     (name,) = world.keep_workers(1)
     arn = f"{MACHINES.worker_arn.replace('stateMachine', 'execution')}:{name}"
     world.states.executions[arn]["status"] = "FAILED"
-    # The other slot is free; both of them once a period, whoever calls.
+    for _ in range(10):
+        assert len(world.keep_workers(1)) == 1, "nor in another slot: the image may be bad"
+    world.time.pass_s(PERIOD_S)
     assert len(world.keep_workers(1)) == 2
+    assert len(world.keep_workers(100)) == 3
     for execution in world.states.executions.values():
         execution["status"] = "FAILED"
     for _ in range(10):
-        assert len(world.keep_workers(100)) == 2
-    world.time.pass_s(PERIOD_S)
-    assert len(world.keep_workers(100)) == 4
+        assert len(world.keep_workers(100)) == 3
 
 
 def test_a_stage_without_workers_asks_nobody(world: World) -> None:
@@ -60,6 +61,18 @@ def test_throttled_starts_are_left_to_the_next_round(world: World) -> None:
     assert len(world.keep_workers(100)) == 2
 
 
+def test_a_throttled_look_at_workers_spoils_no_round(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise refusal("ThrottlingException", "ListExecutions")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.states, "list_executions", refuse)
+        assert world.keep_workers(1) == []
+    assert len(world.keep_workers(1)) == 1
+
+
 # -- What is left to them ------------------------------------------------------------------------
 
 
@@ -71,6 +84,25 @@ def test_new_requests_wait_for_a_worker_and_then_for_nobody(world: World) -> Non
     world.time.pass_s(600)
     tally = world.dispatch()
     assert (tally.launched, tally.for_workers) == (3, 0)
+
+
+def test_a_flood_of_one_user_is_one_user(world: World) -> None:
+    """A worker takes one request of a user at a time: more workers would do nothing for him."""
+    for number in range(20):
+        world.request(f"r{number}", user_id="flood")
+    assert world.dispatch().for_workers == 1
+    world.request("r20", user_id="flood", lease_until=iso(world.time.now_ms + 60_000))
+    assert world.dispatch().for_workers == 0
+
+
+def test_whoever_has_one_with_a_worker_has_one_at_work(world: World) -> None:
+    """His next request gets no job beside it, though nobody has taken it for long."""
+    world.request("r1", user_id="Ann", lease_until=iso(world.time.now_ms + 900_000))
+    world.request("r2", user_id="Ann")
+    world.time.pass_s(700)
+    assert world.dispatch().launched == 0
+    world.time.pass_s(300)
+    assert world.dispatch().launched == 1, "the lease is over"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from limner.contracts.training import TrainingConfig
 from training.base import Base, load_base
 from training.batch import train_all
 from training.checkpoints import Checkpoints
+from training.cohort import Cohort, Learner
 from training.job import Work
-from training.orders import Order, Orders
+from training.orders import Order, Orders, open_orders
+from training.results import write_result
 from training.settings import Settings
 from training.stopping import Stop, StoppedError
 from training.worker import Inbox
@@ -89,11 +92,13 @@ class World:
             now_s=self.clock,
         )
 
-    def inbox(self, folder: Path, *, stop: Stop | None = None, **changes: float) -> Inbox:
+    def inbox(self, root: Path, *, stop: Stop | None = None, **changes: float) -> Inbox:
         times = {"idle_s": 5.0, "lifetime_s": 1000.0, **changes}
+        settings = settings_of(root)
         return Inbox(
             self.orders(),
-            folder,
+            settings.worker_dir,
+            keep=partial(write_result, settings),
             now_s=self.clock,
             pause=self.clock.pause,
             stop=stop or Stop(),
@@ -161,16 +166,18 @@ def base(base_dir: Path) -> Base:
 
 
 def settings_of(root: Path) -> Settings:
-    return Settings(
-        base_dir=root, rows=4, quality=False, worker_table=TABLE, worker_bucket=BUCKET
-    )
+    return Settings(base_dir=root, rows=4, quality=False, worker_table=TABLE, worker_bucket=BUCKET)
 
 
 def serve(world: World, base: Base, root: Path, **changes: Any) -> None:
     """As ``training.program`` runs a worker."""
     settings = settings_of(root)
-    with world.inbox(settings.worker_dir, **changes) as inbox:
+    with world.inbox(root, **changes) as inbox:
         train_all(settings, base, inbox, kept=inbox.deliver)
+
+
+def files_of(root: Path) -> list[Path]:
+    return [path for path in root.rglob("*") if path.is_file()]
 
 
 def job(base: Base, root: Path, request_id: str, photos: Path, config: TrainingConfig) -> bytes:
@@ -302,14 +309,72 @@ def test_no_key_becomes_a_path_elsewhere(
     assert list((tmp_path / "photos").iterdir()) == []
 
 
-def test_a_request_without_config_is_given_back(
-    world: World, config: TrainingConfig, base: Base, tmp_path: Path
+@pytest.mark.parametrize("lacks", ["config", "photos"])
+def test_a_request_that_lacks_something_is_told_at_once(
+    world: World, config: TrainingConfig, base: Base, tmp_path: Path, lacks: str
+) -> None:
+    request_id = world.queue(1, config, photos=0 if lacks == "photos" else 3)
+    if lacks == "config":
+        world.s3.delete_object(Bucket=BUCKET, Key=f"configs/{request_id}/config.json")
+    serve(world, base, tmp_path)
+    result = json.loads(world.shelf(request_id)["result.json"])
+    code = {"config": "INVALID_INPUT", "photos": "TOO_FEW_PHOTOS"}[lacks]
+    assert (result["status"], result["error"]["code"]) == ("failed", code)
+    assert world.row(request_id)["trained_by"] == JOB
+    assert files_of(tmp_path) == []
+
+
+def test_what_aws_does_not_give_now_is_somebody_elses_to_take(
+    world: World, config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request_id = world.queue(1, config)
-    world.s3.delete_object(Bucket=BUCKET, Key=f"configs/{request_id}/config.json")
-    serve(world, base, tmp_path)
+    inbox, sound = world.inbox(tmp_path), Orders.fetch
+
+    def fail(*_: object) -> None:
+        raise LimnerError("AWS_ERROR")
+
+    monkeypatch.setattr(Orders, "fetch", fail)
+    assert inbox.arrivals(lambda _: True) == ()
     assert "lease_until" not in world.row(request_id)
-    assert "trained_by" not in world.row(request_id)
+    monkeypatch.setattr(Orders, "fetch", sound)
+    world.clock.pause(2)
+    assert len(inbox.arrivals(lambda _: True)) == 1, "by the same worker, too"
+
+
+def test_troubles_far_apart_end_nothing_and_an_outage_does(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox, sound = world.inbox(tmp_path), Orders.find
+
+    def fail(*_: object) -> list[Order]:
+        raise LimnerError("AWS_ERROR")
+
+    for _ in range(12):
+        for find in (fail, fail, sound):
+            monkeypatch.setattr(Orders, "find", find)
+            world.clock.pause(2)
+            assert inbox.arrivals(lambda _: True) == ()
+    monkeypatch.setattr(Orders, "find", fail)
+    with pytest.raises(LimnerError):
+        for _ in range(6):
+            world.clock.pause(2)
+            inbox.arrivals(lambda _: True)
+
+
+def test_floods_of_a_few_users_hide_nobody(world: World, config: TrainingConfig) -> None:
+    users = [f"u{number}" for number in range(300)]
+    shard = keys.shard_of("u0")
+    few = [user for user in users if keys.shard_of(user) == shard][:4]
+    number = 0
+    for user in few[:3]:
+        for _ in range(90):
+            number += 1
+            row = {"request_id": f"f{number}", "user_id": user, "model_id": "default"}
+            row |= {"status": "QUEUED", "queue": shard, "queued_at": "2026-11-27T09:00:00.000Z"}
+            item = {name: {"S": value} for name, value in row.items()}
+            world.dynamodb.put_item(TableName=TABLE, Item=item)
+    world.queue(1, config, few[3], photos=0)
+    assert {order.user_id for order in world.orders().find()} == set(few)
 
 
 # -- Whole lives ---------------------------------------------------------------------------------
@@ -323,7 +388,9 @@ def test_a_worker_makes_what_a_job_makes(
     world.orders().fetch(world.orders().find()[0], photos)
     serve(world, base, tmp_path / "worker")
     shelf = world.shelf(request_id)
-    assert set(shelf) == {"model.tar.gz", "preview-00.png", "result.json"}
+    assert set(shelf) == {"model.tar.gz", "result.json"}
+    shown = world.s3.list_objects_v2(Bucket=BUCKET, Prefix=f"previews/{request_id}/")["Contents"]
+    assert [entry["Key"].rpartition("/")[2] for entry in shown] == ["preview-00.png"]
     result = TaskResult.model_validate_json(shelf["result.json"])
     assert (result.status, result.request_id) == ("trained", request_id)
     row = world.row(request_id)
@@ -331,7 +398,7 @@ def test_a_worker_makes_what_a_job_makes(
     assert "lease_until" not in row
     assert row["status"] == "QUEUED", "the machine claims, publishes and tells"
     assert shelf["model.tar.gz"] == job(base, tmp_path / "job", request_id, photos, config)
-    assert [path for path in (tmp_path / "worker").rglob("*") if path.is_file()] == []
+    assert files_of(tmp_path / "worker") == []
 
 
 def test_who_comes_later_enters_a_free_slot(
@@ -340,7 +407,7 @@ def test_who_comes_later_enters_a_free_slot(
     long = config.model_copy(update={"steps": 30, "batch_size": 1, "preview_prompts": ()})
     world.queue(1, long)
     settings = settings_of(tmp_path)
-    with world.inbox(settings.worker_dir) as inbox:
+    with world.inbox(tmp_path) as inbox:
         steps = 0
 
         def arrivals(fits: Callable[[Work], bool]) -> Any:
@@ -361,13 +428,49 @@ def test_who_comes_later_enters_a_free_slot(
 def test_a_misfit_closes_the_cohort_and_comes_next(
     world: World, base: Base, tmp_path: Path, config: TrainingConfig, capsys: Any
 ) -> None:
-    world.queue(1, config)
-    world.queue(2, config.model_copy(update={"rank": 4}))
-    world.queue(3, config)
+    """Four slots, a long training: the third one would fit, and waits behind the second."""
+    long = config.model_copy(update={"steps": 12, "batch_size": 1, "preview_prompts": ()})
+    world.queue(1, long)
+    world.queue(2, long.model_copy(update={"rank": 4, "steps": 2}))
+    world.queue(3, long.model_copy(update={"steps": 2}))
     serve(world, base, tmp_path)
     told = capsys.readouterr().out
+    assert told.index("event=taken request=r2") < told.index("event=delivered request=r1")
     order = [told.index(f"event=delivered request=r{number}") for number in (1, 2, 3)]
     assert order == sorted(order)
+
+
+def test_a_memory_that_is_too_small_for_a_crowd_fails_nobody(
+    world: World,
+    base: Base,
+    tmp_path: Path,
+    config: TrainingConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither at the making of the bank, nor when somebody comes, nor in a step."""
+    small = config.model_copy(update={"batch_size": 1, "preview_prompts": ()})
+    for number in range(3):
+        world.queue(number, small)
+    init, enter, tight = Cohort.__init__, Cohort.enter, set[str]()
+
+    def make(self: Cohort, *args: Any, slots: int, **options: Any) -> None:
+        if slots == 4:
+            tight.add("made")
+            raise MemoryError
+        init(self, *args, slots=slots, **options)
+
+    def come(self: Cohort, learner: Learner) -> None:
+        if self.bank.slots == 2 and len(self.learners) == 1:
+            tight.add("entered")
+            raise MemoryError
+        enter(self, learner)
+
+    monkeypatch.setattr(Cohort, "__init__", make)
+    monkeypatch.setattr(Cohort, "enter", come)
+    serve(world, base, tmp_path)
+    assert tight == {"made", "entered"}
+    for number in range(3):
+        assert json.loads(world.shelf(f"r{number}")["result.json"])["status"] == "trained"
 
 
 def test_a_failed_request_is_delivered_too(
@@ -387,7 +490,7 @@ def test_a_cancelled_request_is_dropped_at_the_next_step(
     world.queue(1, long)
     world.queue(2, long.model_copy(update={"steps": 10}))
     settings = settings_of(tmp_path)
-    with world.inbox(settings.worker_dir) as inbox:
+    with world.inbox(tmp_path) as inbox:
         asked = 0
 
         def holds(work: Work) -> bool:
@@ -403,6 +506,7 @@ def test_a_cancelled_request_is_dropped_at_the_next_step(
     told = capsys.readouterr().out
     assert "event=lease_lost request=r1" in told
     assert world.shelf("r1") == {}
+    assert files_of(tmp_path) == [], "nothing of a user stays who is not ours any more"
     assert world.row("r2")["trained_by"] == JOB
     assert "steps=40" not in told.partition("event=lease_lost")[2]
 
@@ -416,7 +520,7 @@ def test_sigterm_gives_everything_back_at_once(
 
     with (
         pytest.raises(StoppedError),
-        world.inbox(settings.worker_dir, stop=stop) as inbox,
+        world.inbox(tmp_path, stop=stop) as inbox,
     ):
 
         def holds(work: Work) -> bool:
@@ -449,6 +553,7 @@ def test_it_ends_when_idle_and_takes_nothing_on_at_the_end_of_its_life(
 def test_a_lease_that_cannot_be_renewed_lasts_until_its_end(
     world: World, config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And no longer, whatever the thread that renews it does."""
     world.queue(1, config)
     inbox = world.inbox(tmp_path)
     (work,) = inbox.more(lambda _: 0, lambda _: 1)
@@ -461,5 +566,14 @@ def test_a_lease_that_cannot_be_renewed_lasts_until_its_end(
     inbox.renew()
     assert inbox.holds(work)
     world.clock.now_s += LEASE_S
+    assert not inbox.holds(work)
     inbox.renew()
     assert not inbox.holds(work)
+
+
+def test_a_worker_finds_its_region_in_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SageMaker tells a program none that boto3 would read."""
+    for name in ("AWS_DEFAULT_REGION", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    open_orders(table=TABLE, bucket=BUCKET, job=JOB, me="x", region="eu-west-1")

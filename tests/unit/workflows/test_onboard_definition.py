@@ -410,6 +410,6 @@ def test_nothing_of_an_account_is_published(name: str) -> None:
         | {
             "onboard": onboard,
             "onboard_batch": onboard | batch,
-            "worker": {"WorkerRoleArn"},
+            "worker": {"WorkerRoleArn", "Region"},
         }[name]
     )
