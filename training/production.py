@@ -57,6 +57,45 @@ def open_base(folder: Path) -> Base:
     return base
 
 
+def draw_first_images(
+    base: Base,
+    cohort: Cohort,
+    learner: Learner,
+    work: Work,
+    *,
+    started: float,
+    previews_dir: Path,
+    parts_dir: Path,
+    pause: Callable[[], None],
+) -> float:
+    """Draws the images that a user sees first.
+
+    Args:
+        base: The frozen base.
+        cohort: Where the learner is.
+        learner: Whose training is over.
+        work: What was trained.
+        started: When the work began, by ``time.perf_counter``.
+        previews_dir: Where the images go; SageMaker's checkpoint sync takes them to S3.
+        parts_dir: Where unfinished files lie.
+        pause: Called after each image: a moment at which the work may be interrupted.
+
+    Returns:
+        Seconds from the work's begin to its first image; 0 if none is asked for.
+
+    Raises:
+        LimnerError: ``TRAINING_DIVERGED``, or ``TRAINING_FAILED`` where the memory is too small.
+    """
+    cohort.tensors(learner)  # numbers all of them, or there is nothing to be drawn
+    first_image_s = 0.0
+    with cohort.drawing_as(learner):
+        for index, prompt in enumerate(work.config.preview_prompts):
+            _write_preview(work.config, base, prompt, index, previews_dir, parts_dir)
+            first_image_s = first_image_s or time.perf_counter() - started
+            pause()
+    return first_image_s
+
+
 def produce(
     base: Base,
     cohort: Cohort,
@@ -64,13 +103,11 @@ def produce(
     work: Work,
     *,
     photos: int,
-    started: float,
-    previews_dir: Path,
-    parts_dir: Path,
+    first_image_s: float,
     pause: Callable[[], None],
     quality: bool = True,
 ) -> Made:
-    """Draws the first images of a trained learner, and makes its artifact.
+    """Makes the artifact of a trained learner.
 
     Args:
         base: The frozen base.
@@ -78,22 +115,14 @@ def produce(
         learner: Whose training is over.
         work: What was trained.
         photos: How many photos there were.
-        started: When the work began, by ``time.perf_counter``.
-        previews_dir: Where the first images go; SageMaker's checkpoint sync takes them to S3.
-        parts_dir: Where unfinished files lie.
-        pause: Called after each image: a moment at which the work may be interrupted.
+        first_image_s: What ``draw_first_images`` said.
+        pause: Called between images: a moment at which the work may be interrupted.
         quality: Whether to draw quality figures.
 
     Raises:
         LimnerError: ``TRAINING_DIVERGED``, or ``TRAINING_FAILED`` where the memory is too small.
     """
     tensors = cohort.tensors(learner)
-    first_image_s = 0.0
-    with cohort.drawing_as(learner):
-        for index, prompt in enumerate(work.config.preview_prompts):
-            _write_preview(work.config, base, prompt, index, previews_dir, parts_dir)
-            first_image_s = first_image_s or time.perf_counter() - started
-            pause()
     figures = measure(base, cohort, learner, pause) if quality else {}
     metrics = {
         "loss": learner.loss,

@@ -2,7 +2,7 @@
 
 ::
 
-    waiting ─ photos, latents, text ─> slot ─ steps ─> first images, artifact ─> outcome
+    waiting ─ photos, latents, text ─> slot ─ steps ─> first images ─> artifact ─> outcome
                    │                     │                       │
                    └─── its own error ───┴───────────────────────┴───────────> outcome
 
@@ -33,7 +33,13 @@ from training.cohort import Cohort, Learner, Shape
 from training.failures import unforeseen
 from training.job import Work
 from training.photos import keep_side_px, load_photos
-from training.production import Made, MemoryShortageError, memory_errors, produce
+from training.production import (
+    Made,
+    MemoryShortageError,
+    draw_first_images,
+    memory_errors,
+    produce,
+)
 from training.progress import event_line, say
 from training.stopping import STOP, Stop
 from training.works import Source, Works
@@ -72,6 +78,8 @@ class _Run:
     photos: int
     started: float
     share_s: float | None
+    first_image_s: float | None = None
+    error: LimnerError | None = None
 
 
 class Runner:
@@ -194,6 +202,7 @@ class Runner:
                 running.remove(lost)
                 cohort.leave(lost.learner)
                 self._works.drops(lost.work)
+            self._draw_first_images(cohort, running, pause)
             while (run := _first_ended(cohort, running)) is not None:
                 if self._is_wanted(run.work):
                     yield self._end(cohort, run, pause)
@@ -242,27 +251,49 @@ class Runner:
         cohort.enter(learner)
         return _Run(work, learner, len(photos), started, time.perf_counter() - started)
 
+    def _draw_first_images(
+        self, cohort: Cohort, running: Sequence[_Run], pause: Callable[[], None]
+    ) -> None:
+        """All who have ended see their images before anybody's figures are drawn."""
+        while (run := _first_unseen(cohort, running)) is not None:
+            began = time.perf_counter()
+            try:
+                run.error = run.learner.error
+                if run.error is None and self._is_wanted(run.work):
+                    with self._own_errors():
+                        run.first_image_s = draw_first_images(
+                            self._base,
+                            cohort,
+                            run.learner,
+                            run.work,
+                            started=run.started,
+                            previews_dir=self._previews_dir(run.work),
+                            parts_dir=self._parts_dir,
+                            pause=partial(self._shown, run, pause),
+                        )
+            except LimnerError as error:
+                run.error = error
+            run.first_image_s = run.first_image_s or 0.0
+            _share([run], time.perf_counter() - began)
+
+    def _shown(self, run: _Run, pause: Callable[[], None]) -> None:
+        self._works.shows(run.work)
+        pause()
+
     def _end(self, cohort: Cohort, run: _Run, pause: Callable[[], None]) -> Outcome:
         ended = time.perf_counter()
-
-        def shown() -> None:
-            self._works.shows(run.work)
-            pause()
-
         try:
             with self._own_errors():
-                if run.learner.error is not None:
-                    raise run.learner.error
+                if run.error is not None:
+                    raise run.error
                 made = produce(
                     self._base,
                     cohort,
                     run.learner,
                     run.work,
                     photos=run.photos,
-                    started=run.started,
-                    previews_dir=self._previews_dir(run.work),
-                    parts_dir=self._parts_dir,
-                    pause=shown,
+                    first_image_s=run.first_image_s or 0.0,
+                    pause=pause,
                     quality=self._quality,
                 )
         except LimnerError as error:
@@ -383,6 +414,13 @@ def _share(running: Sequence[_Run], seconds: float) -> None:
     for run in running:
         if run.share_s is not None:
             run.share_s += seconds / len(running)
+
+
+def _first_unseen(cohort: Cohort, running: Iterable[_Run]) -> _Run | None:
+    """Of those who have ended and whose images are not drawn yet, the one in the first slot."""
+    unseen = {id(run.learner): run for run in running if run.first_image_s is None}
+    ended = (unseen.get(id(learner)) for learner in cohort.learners if learner.has_ended)
+    return next(filter(None, ended), None)
 
 
 def _first_ended(cohort: Cohort, running: Iterable[_Run]) -> _Run | None:
