@@ -37,6 +37,13 @@ MEMBERS: Final = (TRITON_CONFIG, TRITON_SHELL, ADAPTER, PACKED, MANIFEST)
 MAX_MEMBER_BYTES: Final = 2_000_000_000
 MAX_MANIFEST_BYTES: Final = 256_000
 
+# Hashes of the two members that are the same in every artifact, by release, the newest last. An
+# artifact lives longer than the release that made it: never remove one that serves.
+SHELL_SHA256: Final = {
+    TRITON_CONFIG: ("eb881f33f744b86b012786bc12aafe192d9169c551f6a76b08e95fdbeac6a84c",),
+    TRITON_SHELL: ("e36666c816059e8b361a02cd9d7155e7d7317ffbf9229ba775451db2412546b8",),
+}
+
 PACKED_TENSOR: Final = "slot"
 PACKED_LAYOUT_KEY: Final = "limner_layout_sha256"
 
