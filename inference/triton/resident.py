@@ -18,12 +18,16 @@ from inference.opening import open_engine
 from inference.settings import Settings, TritonSettings
 from inference.triton.desk import Call, Desk
 from inference.triton.door import Door
+from inference.triton.lifeline import Held
 from inference.triton.words import in_words
 from limner.contracts.errors import LimnerError
 from limner.contracts.training import explain
 
 # Of Triton's codes a thin model tells these apart: only the first is worth another try.
 NOT_FOUND: Final = "MODEL_NOT_LOADED"
+
+Message = Any
+"""A request or a response; Triton has no types."""
 
 
 class TritonPythonModel:
@@ -40,7 +44,9 @@ class TritonPythonModel:
             settings = Settings()
             opened = open_engine(settings)
             self._desk = Desk(opened.engine, settings.models_root)
-            self._door = Door(TritonSettings().socket, self._desk.carry_out)
+            path = TritonSettings().socket
+            self._lifeline = Held(path)
+            self._door = Door(path, self._desk.carry_out)
         except ValidationError as error:
             raise _not_started("INVALID_INPUT", explain(error)) from error
         except LimnerError as error:
@@ -50,22 +56,23 @@ class TritonPythonModel:
         # Torch was imported with this module, before anything could be measured.
         log("ready", {name: fact for name, fact in opened.facts.items() if name != "import_s"})
 
-    def execute(self, requests: list[Any]) -> None:
+    def execute(self, requests: list[Message]) -> None:
         """Begins each drawing; its answer is sent when it is there."""
         for request in requests:
             self._desk.invoke(_call(request), _Sender(request))
 
     def finalize(self) -> None:
-        """Lets thin models leave, ends what is running, and answers it."""
-        self._door.close()
+        """Ends what is running, answers it, and closes the door."""
         self._desk.close()
+        self._door.close()
+        self._lifeline.let_go()
         log("stopped", {})
 
 
 class _Sender:
     """Sends the one answer of a request, from whichever thread has it."""
 
-    def __init__(self, request: Any) -> None:  # noqa: ANN401 (Triton has no types)
+    def __init__(self, request: Message) -> None:
         self._sender = request.get_response_sender()
 
     def __call__(self, answer: bytes | LimnerError) -> None:
@@ -82,7 +89,7 @@ class _Sender:
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
-def _call(request: Any) -> Call:  # noqa: ANN401 (Triton has no types)
+def _call(request: Message) -> Call:
     tensor = pb_utils.get_input_tensor_by_name(request, "request")
     body = torch.from_dlpack(tensor.to_dlpack()).numpy().tobytes()
     return Call(body=body, **json.loads(request.parameters()))

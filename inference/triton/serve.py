@@ -1,19 +1,25 @@
-"""``serve``: what SageMaker starts. Checks the settings, then becomes Triton.
+"""``serve``: what SageMaker starts. Checks the settings, starts Triton, and ends when it ends.
 
 SageMaker's own ``serve`` starts with no model at all where it serves many. Ours loads ``base``
-first, so that the container is not healthy before it can draw.
+first, so that the container is not healthy before it can draw; and it ends when ``base`` has died,
+so that SageMaker starts the container anew.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
+import threading
+from types import FrameType
 from typing import Final
 
 from pydantic import ValidationError
 
 from inference.logs import log, set_up
 from inference.settings import Settings, TritonSettings
+from inference.triton.lifeline import Watched
 from limner.contracts.base import read_card
 from limner.contracts.errors import LimnerError
 from limner.contracts.training import explain
@@ -27,14 +33,13 @@ _MAX_SOCKET_PATH: Final = 107
 
 
 def main() -> int:
-    """Becomes Triton; returns the exit code if that is impossible."""
+    """Runs Triton; returns the exit code."""
     set_up()
     try:
         read_card(Settings().base_dir)
         settings = TritonSettings()
         _check(settings)
-        arguments = command(settings)
-        os.execve(arguments[0], arguments, settings.environment())  # noqa: S606 (no shell)
+        return run(settings)
     except ValidationError as error:
         log("not started", {"code": "INVALID_INPUT", "reason": explain(error)})
     except LimnerError as error:
@@ -43,6 +48,43 @@ def main() -> int:
         reason = f"{error.filename or 'tritonserver'}: {error.strerror}"
         log("not started", {"code": "TOOL_MISSING", "reason": reason})
     return 1
+
+
+def run(settings: TritonSettings) -> int:
+    """Runs Triton until it ends, or ``base`` dies, or a signal comes.
+
+    Returns:
+        Triton's exit code, 0 after a signal that it has obeyed; 1 where ``base`` has died.
+
+    Raises:
+        OSError: If a socket or the program cannot be used.
+    """
+    lifeline = Watched(settings.socket)
+    triton = subprocess.Popen(command(settings), env=settings.environment())
+    died = threading.Event()
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        triton.send_signal(number)
+
+    def watch() -> None:
+        try:
+            meant = lifeline.wait()
+        except OSError:  # Triton has ended before `base` ever began
+            return
+        if not meant:
+            died.set()
+            # At once: without `base` nothing that is still running can be answered.
+            triton.kill()
+
+    signal.signal(signal.SIGTERM, pass_on)
+    signal.signal(signal.SIGINT, pass_on)
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+    code = triton.wait()
+    lifeline.close()
+    if died.is_set():
+        log("base has died", {})
+        return 1
+    return max(code, 0) if code != -signal.SIGKILL else 1
 
 
 def command(settings: TritonSettings) -> list[str]:

@@ -41,7 +41,7 @@ MAX_MANIFEST_BYTES: Final = 256_000
 # artifact lives longer than the release that made it: never remove one that serves.
 SHELL_SHA256: Final = {
     TRITON_CONFIG: ("eb881f33f744b86b012786bc12aafe192d9169c551f6a76b08e95fdbeac6a84c",),
-    TRITON_SHELL: ("e36666c816059e8b361a02cd9d7155e7d7317ffbf9229ba775451db2412546b8",),
+    TRITON_SHELL: ("90190b6be16a56071afde852041389f1d213addc196d448b32929b0486726cc3",),
 }
 
 PACKED_TENSOR: Final = "slot"

@@ -12,6 +12,9 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+Message = Any
+"""A request or a response; Triton has no types."""
+
 # Triton waits 350 s for an unload, and SageMaker 360 s for a load.
 PATIENCE_S = 350
 
@@ -25,7 +28,7 @@ class TritonPythonModel:
         self.folder = args["model_repository"]
         self.tell_base("load")
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def execute(self, requests: list[Message]) -> list[Message]:
         """Answers each request with what `base` answers."""
         return [self.answer(request) for request in requests]
 
@@ -46,7 +49,7 @@ class TritonPythonModel:
             # by its words and answer 507, upon which SageMaker unloads another model.
             raise pb_utils.TritonModelException(refusal)
 
-    def answer(self, request: Any) -> Any:
+    def answer(self, request: Message) -> Message:
         """Passes one request on."""
         answer = self.ask_base(request)
         if answer.has_error() and answer.error().code() == pb_utils.TritonError.NOT_FOUND:
@@ -57,7 +60,7 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(error=answer.error())
         return pb_utils.InferenceResponse(answer.output_tensors())
 
-    def ask_base(self, request: Any) -> Any:
+    def ask_base(self, request: Message) -> Message:
         """One call of `base`, and its one answer."""
         wishes = json.loads(request.parameters() or "{}")
         answers = pb_utils.InferenceRequest(

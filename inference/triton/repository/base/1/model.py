@@ -6,6 +6,6 @@ from pathlib import Path
 # Triton's stub reads no PYTHONPATH.
 sys.path.insert(0, str(Path(__file__).resolve().parents[5]))
 
-from inference.triton.resident import TritonPythonModel  # noqa: E402 (needs the path)
+from inference.triton.resident import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]

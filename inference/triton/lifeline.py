@@ -1,0 +1,73 @@
+"""How ``serve`` learns that ``base`` has died.
+
+Triton does not tell: the container would stay healthy, and answer every request by 400. So `base`
+holds one end of a connection, which the kernel closes when its process ends for whatever reason.
+
+    serve: listens ── starts Triton ── accepts ───────────── waits ── end of file: base has died
+    base:                 …           connects, draws, draws, …  ── says goodbye, if it ends well
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Final
+
+_GOODBYE: Final = b"."
+
+
+def path_beside(door: Path) -> Path:
+    """Where the lifeline is, next to the door of ``base``."""
+    return door.with_name("lifeline.sock")
+
+
+class Held:
+    """The end that ``base`` holds. Without anybody at the other end it does nothing.
+
+    Args:
+        door: The door's socket.
+    """
+
+    def __init__(self, door: Path) -> None:
+        self._connection: socket.socket | None = None
+        path = path_beside(door)
+        if path.exists():
+            self._connection = socket.socket(socket.AF_UNIX)
+            self._connection.connect(str(path))
+
+    def let_go(self) -> None:
+        """Ends it by intent."""
+        if self._connection:
+            self._connection.sendall(_GOODBYE)
+            self._connection.close()
+
+
+class Watched:
+    """The end that ``serve`` watches.
+
+    Args:
+        door: The door's socket.
+    """
+
+    def __init__(self, door: Path) -> None:
+        self._path = path_beside(door)
+        self._path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self._path))
+        self._path.chmod(0o600)
+        self._listener.listen(1)
+
+    def wait(self) -> bool:
+        """Returns when ``base`` has ended; says whether it meant to.
+
+        Raises:
+            OSError: If the wait was ended by ``close``.
+        """
+        connection, _ = self._listener.accept()
+        with connection:
+            return connection.recv(1) == _GOODBYE
+
+    def close(self) -> None:
+        """Ends the wait for a ``base`` that has never come."""
+        self._listener.close()
+        self._path.unlink(missing_ok=True)
