@@ -125,15 +125,7 @@ class Desk:
             return
         remove_bytecode(folder)
         check_shell(folder)
-        try:
-            model = self._engine.load(name, folder)
-        except LimnerError as error:
-            if error.code != "MODEL_ALREADY_LOADED":
-                raise
-            # Triton itself refuses to load a model twice. So the process that loaded it has died,
-            # and this is its successor.
-            self._engine.unload(name)
-            model = self._engine.load(name, folder)
+        model = self._engine.load(name, folder)
         facts["load_ms"] = round(model.load_ms, 2)
 
     def _begin(self, call: Call, facts: Facts) -> tuple[Drawing, str]:

@@ -1,7 +1,8 @@
-"""How ``serve`` learns that ``base`` has died.
+"""How ``serve`` learns that a model's process has died.
 
-Triton does not tell: the container would stay healthy, and answer every request by 400. So `base`
-holds one end of a connection, which the kernel closes when its process ends for whatever reason.
+Triton does not tell, and starts none anew: the container would stay healthy and answer by 400, and
+an unload of a dead model would not end. So ``base`` holds one end of a connection, which the kernel
+closes when its process ends for whatever reason; and it lets go when a thin model has died.
 
     serve: listens ── starts Triton ── accepts ───────────── waits ── end of file: base has died
     base:                 …           connects, draws, draws, …  ── says goodbye, if it ends well
@@ -35,11 +36,16 @@ class Held:
             self._connection = socket.socket(socket.AF_UNIX)
             self._connection.connect(str(path))
 
-    def let_go(self) -> None:
+    def say_goodbye(self) -> None:
         """Ends it by intent."""
         if self._connection:
             self._connection.sendall(_GOODBYE)
             self._connection.close()
+
+    def cut(self) -> None:
+        """Has ``serve`` end the container."""
+        if self._connection:
+            self._connection.shutdown(socket.SHUT_RDWR)
 
 
 class Watched:
@@ -58,7 +64,7 @@ class Watched:
         self._listener.listen(1)
 
     def wait(self) -> bool:
-        """Returns when ``base`` has ended; says whether it meant to.
+        """Returns when the lifeline has ended; says whether that was meant.
 
         Raises:
             OSError: If the wait was ended by ``close``.

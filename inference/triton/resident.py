@@ -7,7 +7,7 @@ Tensors cross as DLPack: the stubs of some releases of Triton misread arrays of 
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from typing import Any
 
 import torch
 import triton_python_backend_utils as pb_utils
@@ -22,9 +22,6 @@ from inference.triton.lifeline import Held
 from inference.triton.words import in_words
 from limner.contracts.errors import LimnerError
 from limner.contracts.training import explain
-
-# Of Triton's codes a thin model tells these apart: only the first is worth another try.
-NOT_FOUND: Final = "MODEL_NOT_LOADED"
 
 Message = Any
 """A request or a response; Triton has no types."""
@@ -46,7 +43,7 @@ class TritonPythonModel:
             self._desk = Desk(opened.engine, settings.models_root)
             path = TritonSettings().socket
             self._lifeline = Held(path)
-            self._door = Door(path, self._desk.carry_out)
+            self._door = Door(path, self._desk.carry_out, self._lifeline.cut)
         except ValidationError as error:
             raise _not_started("INVALID_INPUT", explain(error)) from error
         except LimnerError as error:
@@ -65,7 +62,7 @@ class TritonPythonModel:
         """Ends what is running, answers it, and closes the door."""
         self._desk.close()
         self._door.close()
-        self._lifeline.let_go()
+        self._lifeline.say_goodbye()
         log("stopped", {})
 
 
@@ -77,11 +74,7 @@ class _Sender:
 
     def __call__(self, answer: bytes | LimnerError) -> None:
         if isinstance(answer, LimnerError):
-            missing = answer.code == NOT_FOUND
-            code = pb_utils.TritonError.NOT_FOUND if missing else pb_utils.TritonError.INVALID_ARG
-            response = pb_utils.InferenceResponse(
-                error=pb_utils.TritonError(in_words(answer), code)
-            )
+            response = pb_utils.InferenceResponse(error=pb_utils.TritonError(in_words(answer)))
         else:
             content = torch.frombuffer(bytearray(answer), dtype=torch.uint8)
             tensor = pb_utils.Tensor.from_dlpack("response", torch.to_dlpack(content))

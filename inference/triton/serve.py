@@ -1,8 +1,8 @@
 """``serve``: what SageMaker starts. Checks the settings, starts Triton, and ends when it ends.
 
 SageMaker's own ``serve`` starts with no model at all where it serves many. Ours loads ``base``
-first, so that the container is not healthy before it can draw; and it ends when ``base`` has died,
-so that SageMaker starts the container anew.
+first, so that the container is not healthy before it can draw; and it ends when a model's process
+has died, so that SageMaker starts the container anew.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def main() -> int:
 
 
 def run(settings: TritonSettings) -> int:
-    """Runs Triton until it ends, or ``base`` dies, or a signal comes.
+    """Runs Triton until it ends, a model's process dies, or a signal comes.
 
     Returns:
-        Triton's exit code, 0 after a signal that it has obeyed; 1 where ``base`` has died.
+        Triton's exit code, 0 after a signal that it has obeyed; 1 where a model's process has died.
 
     Raises:
         OSError: If a socket or the program cannot be used.
@@ -73,7 +73,8 @@ def run(settings: TritonSettings) -> int:
             return
         if not meant:
             died.set()
-            # At once: without `base` nothing that is still running can be answered.
+            # At once: without `base` nothing that is still running can be answered, and Triton
+            # would wait for it.
             triton.kill()
 
     signal.signal(signal.SIGTERM, pass_on)
@@ -82,7 +83,7 @@ def run(settings: TritonSettings) -> int:
     code = triton.wait()
     lifeline.close()
     if died.is_set():
-        log("base has died", {})
+        log("a model's process has died", {})
         return 1
     return max(code, 0) if code != -signal.SIGKILL else 1
 

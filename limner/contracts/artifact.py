@@ -40,8 +40,8 @@ MAX_MANIFEST_BYTES: Final = 256_000
 # Hashes of the two members that are the same in every artifact, by release, the newest last. An
 # artifact lives longer than the release that made it: never remove one that serves.
 SHELL_SHA256: Final = {
-    TRITON_CONFIG: ("eb881f33f744b86b012786bc12aafe192d9169c551f6a76b08e95fdbeac6a84c",),
-    TRITON_SHELL: ("90190b6be16a56071afde852041389f1d213addc196d448b32929b0486726cc3",),
+    TRITON_CONFIG: ("b28d43a142280dcba01e89d76a214f3e4a89ac8c02360d59c26feee6f6e13d3e",),
+    TRITON_SHELL: ("176b8a7814a71875926f87f43fc70651676fc594c50f37d4de8c411d8fb4f556",),
 }
 
 PACKED_TENSOR: Final = "slot"

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,24 @@ def test_an_unknown_route_has_the_same_error_shape(container: Container) -> None
     assert container.get("/etc/passwd").refusal == (404, "INVALID_INPUT")
     answer = container.http.put("/models", content=b"")
     assert (answer.status_code, answer.json()["error"]["code"]) == (405, "INVALID_INPUT")
+
+
+def test_unload_waits_while_an_image_is_drawn(container: Container) -> None:
+    # Not under Triton 2.51: its unload waits for the request, and the request for the one HTTP
+    # thread that both have (docs/serving-triton.md).
+    container.load("alpha")
+    with ThreadPoolExecutor(2) as pool:
+        drawing = pool.submit(container.invoke, "alpha", steps=100, images=4)
+        container.wait_until_drawing()
+        unloading_since = time.monotonic()
+        unloading = pool.submit(container.unload, "alpha")
+        assert drawing.result().status == 200
+        drawing_s = time.monotonic() - unloading_since
+        assert unloading.result().status == 200
+    # Unloading takes some milliseconds by itself. It ends with the drawing, which is a little
+    # before the answer with the encoded images.
+    assert unloading.result().elapsed_s > drawing_s / 2
+    assert container.loaded() == []
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())

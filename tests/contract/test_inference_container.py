@@ -250,27 +250,19 @@ def test_an_adapter_of_another_base_is_refused(container: Container, tmp_path: P
     assert container.load("foreign").refusal == (400, "ARTIFACT_WRONG_BASE")
 
 
-def test_ping_answers_and_unload_waits_while_an_image_is_drawn(container: Container) -> None:
+def test_ping_answers_while_an_image_is_drawn(container: Container) -> None:
     container.load("alpha")
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(1) as pool:
         drawing = pool.submit(container.invoke, "alpha", steps=100, images=4)
         container.wait_until_drawing()
-        unloading_since = time.monotonic()
-        unloading = pool.submit(container.unload, "alpha")
         slowest_s, pings = 0.0, 0
         while not drawing.done():
             started = time.monotonic()
             assert container.get("/ping").status == 200
             slowest_s = max(slowest_s, time.monotonic() - started)
             pings += 1
-        drawing_s = time.monotonic() - unloading_since
         assert len(images(drawing.result())) == 4
-        assert unloading.result().status == 200
     assert pings > 3, "the drawing was too short to test anything"
-    # Unloading takes some milliseconds by itself. It ends with the drawing, which is a little
-    # before the answer with the encoded images.
-    assert unloading.result().elapsed_s > drawing_s / 2
-    assert container.loaded() == []
     assert slowest_s < PING_LIMIT_S, f"{pings} pings, the slowest took {slowest_s:.2f} s"
 
 
@@ -278,7 +270,7 @@ def test_the_log_has_timings_but_no_prompt_and_no_user(container: Container) -> 
     container.load("alpha")
     container.invoke("alpha", steps=2, negative_prompt="zebranegative")
     container.invoke("alpha", prompt={"zebra": "prompt"})
-    container.load("zebra-absent")
+    container.load("absent")
     lines = container.lines()
     assert "zebra" not in container.log.read_text()
     load = [line for line in lines if line["event"] == "load" and line["status"] == 200][-1]

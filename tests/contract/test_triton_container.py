@@ -4,7 +4,6 @@ import hashlib
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -117,22 +116,16 @@ def test_requests_of_several_users_are_in_flight_together(container: TritonConta
     assert waited[-1] > min(drawn) or max(drawn) > 1.5 * min(drawn), lines
 
 
-def test_a_dead_thin_model_comes_back(container: TritonContainer) -> None:
-    container.load("alpha")
-    os.kill(container.thin_pid("alpha"), signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while (answer := container.invoke("alpha", steps=1)).status != 200:
-        assert time.monotonic() < deadline, answer.text
-    assert container.unload("alpha").status == 200
-
-
-def test_a_container_whose_base_has_died_ends(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whose", ["base", "alpha"])
+def test_a_container_in_which_a_model_has_died_ends(base: Path, tmp_path: Path, whose: str) -> None:
+    """Triton would stay healthy, and start none anew; SageMaker starts a container anew."""
     container = TritonContainer.start(base, tmp_path)
     write_artifact(container.models / "alpha" / "model", base)
     assert container.load("alpha").status == 200
-    os.kill(container.drawing_pid(), signal.SIGKILL)
+    pid = container.drawing_pid() if whose == "base" else container.thin_pid(whose)
+    os.kill(pid, signal.SIGKILL)
     assert container.process.wait(timeout=30) == 1
-    assert container.lines()[-1]["event"] == "base has died"
+    assert container.lines()[-1]["event"] == "a model's process has died"
     container.http.close()
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-Message = Any
-"""A request or a response; Triton has no types."""
-
 # Triton waits 350 s for an unload, and SageMaker 360 s for a load.
 PATIENCE_S = 350
+
+Message = Any
+"""A request or a response; Triton has no types."""
 
 
 class TritonPythonModel:
@@ -26,42 +26,35 @@ class TritonPythonModel:
         """Has `base` load the adapter."""
         self.name = args["model_name"]
         self.folder = args["model_repository"]
+        # Triton refuses BLS outside of `execute`, so loading and unloading have a door of their
+        # own. It stays open: that is how `base` knows that this process lives.
+        self.door = socket.socket(socket.AF_UNIX)
+        self.door.settimeout(PATIENCE_S)
+        self.door.connect(os.environ["LIMNER_TRITON_SOCKET"])
+        self.answers = self.door.makefile()
         self.tell_base("load")
 
     def execute(self, requests: list[Message]) -> list[Message]:
         """Answers each request with what `base` answers."""
-        return [self.answer(request) for request in requests]
+        return [self.ask_base(request) for request in requests]
 
     def finalize(self) -> None:
         """Has `base` free the slot."""
         self.tell_base("unload")
+        self.door.close()
 
     def tell_base(self, operation: str) -> None:
-        """Loads or unloads, at the door of `base`: Triton refuses BLS outside of `execute`."""
+        """Loads or unloads, and raises what `base` has against it."""
         order = {"operation": operation, "folder": self.folder, "target": self.name}
-        with socket.socket(socket.AF_UNIX) as door:
-            door.settimeout(PATIENCE_S)
-            door.connect(os.environ["LIMNER_TRITON_SOCKET"])
-            door.sendall(json.dumps(order).encode() + b"\n")
-            refusal = door.makefile().read()
-        if refusal:
+        self.door.sendall(json.dumps(order).encode() + b"\n")
+        answer = self.answers.readline()
+        if answer != "\n":
             # The text must pass unchanged: Triton's SageMaker routes recognise an error of memory
             # by its words and answer 507, upon which SageMaker unloads another model.
-            raise pb_utils.TritonModelException(refusal)
-
-    def answer(self, request: Message) -> Message:
-        """Passes one request on."""
-        answer = self.ask_base(request)
-        if answer.has_error() and answer.error().code() == pb_utils.TritonError.NOT_FOUND:
-            # `base` has died since, and Triton has started it anew.
-            self.tell_base("load")
-            answer = self.ask_base(request)
-        if answer.has_error():
-            return pb_utils.InferenceResponse(error=answer.error())
-        return pb_utils.InferenceResponse(answer.output_tensors())
+            raise pb_utils.TritonModelException(answer.strip() or "`base` has gone.")
 
     def ask_base(self, request: Message) -> Message:
-        """One call of `base`, and its one answer."""
+        """One call of `base`, by BLS, and its one answer."""
         wishes = json.loads(request.parameters() or "{}")
         answers = pb_utils.InferenceRequest(
             model_name="base",
@@ -74,4 +67,7 @@ class TritonPythonModel:
             },
         ).exec(decoupled=True)
         # The last answer of a decoupled model may be an empty one that only says it was the last.
-        return next(item for item in list(answers) if item.has_error() or item.output_tensors())
+        answer = next(item for item in list(answers) if item.has_error() or item.output_tensors())
+        if answer.has_error():
+            return pb_utils.InferenceResponse(error=answer.error())
+        return pb_utils.InferenceResponse(answer.output_tensors())
