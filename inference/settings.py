@@ -103,5 +103,7 @@ class TritonSettings(BaseSettings):
         return {
             **os.environ,
             "SAGEMAKER_MULTI_MODEL": "true",
+            # By default one model that could not be loaded makes /ping fail for good.
+            "SAGEMAKER_TRITON_PING_MODE": "live",
             "LIMNER_TRITON_SOCKET": str(self.socket),
         }

@@ -64,6 +64,7 @@ def test_a_bad_artifact_is_refused_and_takes_no_slot(
     assert answer.refusal == (400, "ARTIFACT_INVALID"), answer.text
     assert str(container.models) not in answer.text
     assert container.loaded() == []
+    assert container.get("/ping").status == 200
 
 
 @pytest.mark.parametrize("name", [artifact.TRITON_SHELL, artifact.TRITON_CONFIG])
