@@ -38,14 +38,16 @@ class Held:
 
     def say_goodbye(self) -> None:
         """Ends it by intent."""
-        if self._connection:
-            self._connection.sendall(_GOODBYE)
-            self._connection.close()
+        connection, self._connection = self._connection, None
+        if connection:
+            with connection:
+                connection.sendall(_GOODBYE)
 
     def cut(self) -> None:
         """Has ``serve`` end the container."""
-        if self._connection:
-            self._connection.shutdown(socket.SHUT_RDWR)
+        connection, self._connection = self._connection, None
+        if connection:
+            connection.close()
 
 
 class Watched:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import triton_python_backend_utils as pb_utils
 from pydantic import ValidationError
+from torch.utils import dlpack
 
 from inference.logs import log, set_up
 from inference.opening import open_engine
@@ -77,14 +78,14 @@ class _Sender:
             response = pb_utils.InferenceResponse(error=pb_utils.TritonError(in_words(answer)))
         else:
             content = torch.frombuffer(bytearray(answer), dtype=torch.uint8)
-            tensor = pb_utils.Tensor.from_dlpack("response", torch.to_dlpack(content))
+            tensor = pb_utils.Tensor.from_dlpack("response", dlpack.to_dlpack(content))
             response = pb_utils.InferenceResponse([tensor])
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 def _call(request: Message) -> Call:
     tensor = pb_utils.get_input_tensor_by_name(request, "request")
-    body = torch.from_dlpack(tensor.to_dlpack()).numpy().tobytes()
+    body = dlpack.from_dlpack(tensor.to_dlpack()).numpy().tobytes()
     return Call(body=body, **json.loads(request.parameters()))
 
 
