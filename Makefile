@@ -35,8 +35,17 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.demo ## Onboard two sample users on a laptop AWS and draw with their models
 	$(BIN)/python -m examples.demo
 
-test: lint ## Lint, types, contracts and all tests
+test: lint build/triton/.done ## Lint, types, contracts and all tests
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# The real tritonserver, from a wheel; with the stub of our Python, which the wheel keeps apart.
+SERVER := build/triton/pytriton/tritonserver
+build/triton/.done: tests/triton-requirements.txt | $(BIN)/python
+	rm -rf build/triton
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/triton -r $<
+	cp $(SERVER)/python_backend_stubs/$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')/* $(SERVER)/backends/python/
+	chmod +x $(SERVER)/bin/tritonserver $(SERVER)/backends/python/triton_python_backend_stub
+	@touch $@
 
 # It has no wheel: this wants a C compiler and Python's headers.
 build/toolkit/.done: | $(BIN)/python

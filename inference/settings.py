@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -36,3 +37,73 @@ class Settings(BaseSettings):
     max_rank: int = Field(default=256, ge=1, validation_alias="LIMNER_MAX_RANK")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", validation_alias="LIMNER_DEVICE")
     torch_threads: int = Field(default=0, ge=0, validation_alias="LIMNER_TORCH_THREADS")
+
+
+class TritonSettings(BaseSettings):
+    """How ``serve`` starts Triton.
+
+    The names that begin with ``SAGEMAKER_`` are those that SageMaker's own Triton image reads.
+
+    Attributes:
+        port: TCP port of SageMaker's routes. Triton listens on all interfaces.
+        safe_port_range: Ports that Triton may use besides, ``first-last``; it needs none.
+        threads: Threads that answer HTTP. One is taken for as long as a model is loaded or
+            unloaded, and whoever shares its connection's thread waits; so, many.
+        shm_bytes: Shared memory between Triton and one model's process, at its start. Bodies and
+            answers pass through it; it grows where they are larger.
+        shm_growth_bytes: By how much it grows at a time.
+        log_verbose: Triton's own verbosity.
+        log_info: Whether Triton writes its informational lines. They hold each TargetModel, and so
+            users' ids: off, unless one looks for a fault.
+        log_warning: Whether Triton writes its warnings.
+        log_error: Whether Triton writes its errors. Those of models hold the TargetModel: off;
+            ``base`` writes lines of its own.
+        program: ``tritonserver``.
+        backends: Folder of Triton's backends.
+        repository: Folder that holds the resident model ``base``.
+        socket: Where ``base`` listens for load and unload.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    port: int = Field(default=8080, ge=1, le=65_535, validation_alias="SAGEMAKER_BIND_TO_PORT")
+    safe_port_range: str = Field(
+        default="", pattern=r"^(\d+-\d+)?$", validation_alias="SAGEMAKER_SAFE_PORT_RANGE"
+    )
+    threads: int = Field(
+        default=64, ge=1, le=1024, validation_alias="SAGEMAKER_TRITON_THREAD_COUNT"
+    )
+    shm_bytes: int = Field(
+        default=1_048_576, ge=65_536, validation_alias="SAGEMAKER_TRITON_SHM_DEFAULT_BYTE_SIZE"
+    )
+    shm_growth_bytes: int = Field(
+        default=1_048_576, ge=65_536, validation_alias="SAGEMAKER_TRITON_SHM_GROWTH_BYTE_SIZE"
+    )
+    log_verbose: int = Field(default=0, ge=0, validation_alias="SAGEMAKER_TRITON_LOG_VERBOSE")
+    log_info: bool = Field(default=False, validation_alias="SAGEMAKER_TRITON_LOG_INFO")
+    log_warning: bool = Field(default=True, validation_alias="SAGEMAKER_TRITON_LOG_WARNING")
+    log_error: bool = Field(default=False, validation_alias="SAGEMAKER_TRITON_LOG_ERROR")
+    program: Path = Field(
+        default=Path("/opt/tritonserver/bin/tritonserver"),
+        validation_alias="LIMNER_TRITON_PROGRAM",
+    )
+    backends: Path = Field(
+        default=Path("/opt/tritonserver/backends"), validation_alias="LIMNER_TRITON_BACKENDS"
+    )
+    repository: Path = Field(
+        default=Path(__file__).parent / "triton" / "repository",
+        validation_alias="LIMNER_TRITON_REPOSITORY",
+    )
+    socket: Path = Field(
+        default=Path("/run/limner/base.sock"), validation_alias="LIMNER_TRITON_SOCKET"
+    )
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment, with what Triton and the models' processes read of it."""
+        return {
+            **os.environ,
+            "SAGEMAKER_MULTI_MODEL": "true",
+            # By default one model that could not be loaded makes /ping fail for good.
+            "SAGEMAKER_TRITON_PING_MODE": "live",
+            "LIMNER_TRITON_SOCKET": str(self.socket),
+        }

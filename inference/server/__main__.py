@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import resource
 import signal
 import socket
 import sys
-import time
 from types import FrameType
 from typing import Final
 
 from pydantic import ValidationError
 
-from inference.server.logs import log, set_up
+from inference.logs import log, set_up
+from inference.opening import open_engine
 from inference.settings import Settings
-from limner.contracts.base import read_card
 from limner.contracts.errors import LimnerError
 from limner.contracts.training import explain
 
@@ -25,11 +23,9 @@ GRACE_S: Final = 20
 
 def main() -> int:
     """Runs the server; returns the exit code."""
-    started = time.perf_counter()
     set_up()
     try:
-        settings = Settings()
-        serve(settings, started)
+        serve(Settings())
     except ValidationError as error:
         log("not started", {"code": "INVALID_INPUT", "reason": explain(error)})
         return 1
@@ -42,35 +38,23 @@ def main() -> int:
     return 0
 
 
-def serve(settings: Settings, started: float) -> None:
+def serve(settings: Settings) -> None:
     """Loads the base and serves it.
 
     Args:
         settings: The container's settings.
-        started: ``perf_counter`` of the start, for the log.
 
     Raises:
         LimnerError: ``BASE_INVALID``.
         OSError: If the address is taken.
     """
-    # Settings and base are looked at before torch is imported, which takes seconds.
-    read_card(settings.base_dir)
-    import torch
+    opened = open_engine(settings)
+    # After torch, and only where the base is sound: these take a second to import.
     import uvicorn
 
-    from inference.engine.base import load_base
-    from inference.engine.engine import Engine
     from inference.server.app import build_app
 
-    if settings.torch_threads:
-        torch.set_num_threads(settings.torch_threads)
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    imported = time.perf_counter()
-    base = load_base(settings.base_dir, device)
-    engine = Engine(base, max_models=settings.max_models, max_rank=settings.max_rank)
-    app = build_app(engine, settings.models_root)
+    app = build_app(opened.engine, settings.models_root)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -81,17 +65,7 @@ def serve(settings: Settings, started: float) -> None:
         )
     )
     with socket.create_server((settings.host, settings.port), backlog=128) as listener:
-        log(
-            "ready",
-            {
-                "port": listener.getsockname()[1],
-                "base_id": base.base_id,
-                "device": device,
-                "import_s": round(imported - started, 2),
-                "base_s": round(time.perf_counter() - imported, 2),
-                "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            },
-        )
+        log("ready", {"port": listener.getsockname()[1], **opened.facts})
         # uvicorn raises the signal again after it has shut down; by then all work is done, and
         # the process should end by itself with code 0.
         signal.signal(signal.SIGTERM, _already_handled)

@@ -8,8 +8,6 @@ Every error body is ``LimnerError.to_dict()``.
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import time
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,7 +15,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -25,20 +22,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from inference.engine.denoise import Pixels
-from inference.engine.engine import Engine, Generation, LoadedModel
-from inference.server.logs import fingerprint, log
-from inference.server.requests import LoadRequest, model_folder, read_body, read_page
+from inference.answers import answer_type, encode_answer
+from inference.bodies import model_folder
+from inference.engine.engine import Engine, LoadedModel
+from inference.logs import fingerprint, log
+from inference.server.requests import LoadRequest, read_body, read_page
 from limner.contracts.errors import LimnerError
-from limner.contracts.generation import (
-    JSON_TYPE,
-    MAX_BODY_BYTES,
-    GeneratedImage,
-    GenerateRequest,
-    GenerateResponse,
-)
+from limner.contracts.generation import GenerateRequest
 
-PNG_TYPE: Final = "image/png"
 TARGET_HEADER: Final = "X-Amzn-SageMaker-Target-Model"
 
 Facts = dict[str, object]
@@ -93,9 +84,7 @@ class Api:
         """``POST /models/{model}/invoke``."""
         name = _named(request, facts)
         body = await read_body(request, GenerateRequest)
-        as_png = request.headers.get("accept", "").split(";")[0].strip() == PNG_TYPE
-        if as_png and body.images != 1:
-            raise LimnerError("INVALID_INPUT", f"{PNG_TYPE} can carry one image only.")
+        media_type = answer_type(request.headers.get("accept", ""), body)
         generation = await asyncio.wrap_future(self._engine.submit(name, body))
         facts.update(
             images=body.images,
@@ -103,12 +92,8 @@ class Api:
             queue_ms=round(generation.queue_ms, 2),
             denoise_ms=round(generation.denoise_ms, 2),
         )
-        content = await run_in_threadpool(_png if as_png else _answer, generation)
-        if len(content) > MAX_BODY_BYTES:
-            raise LimnerError(
-                "INVALID_INPUT", f"The answer exceeds {MAX_BODY_BYTES} bytes: ask fewer images."
-            )
-        return Response(content, media_type=PNG_TYPE if as_png else JSON_TYPE)
+        content = await run_in_threadpool(encode_answer, generation, media_type)
+        return Response(content, media_type=media_type)
 
 
 def build_app(engine: Engine, models_root: Path) -> Starlette:
@@ -184,29 +169,3 @@ def _named(request: Request, facts: Facts) -> str:
 
 def _described(model: LoadedModel) -> dict[str, str]:
     return {"modelName": model.name, "modelUrl": str(model.folder)}
-
-
-def _png(generation: Generation) -> bytes:
-    return _encoded(generation.pixels[0])
-
-
-def _answer(generation: Generation) -> bytes:
-    images = [
-        GeneratedImage(png_base64=base64.b64encode(_encoded(pixels)).decode(), seed=seed)
-        for pixels, seed in zip(generation.pixels, generation.seeds, strict=True)
-    ]
-    response = GenerateResponse(
-        images=images,
-        prompt=generation.prompt,
-        base_id=generation.base_id,
-        adapter_sha256=generation.adapter_sha256,
-        denoise_ms=generation.denoise_ms,
-    )
-    return response.model_dump_json().encode()
-
-
-def _encoded(pixels: Pixels) -> bytes:
-    """A PNG of ``[height, width, 3]``."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()

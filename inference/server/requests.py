@@ -1,25 +1,20 @@
-"""What the shell takes from outside: bodies, model names, folders, pages.
-
-All of it is refused unless it has the agreed form.
-"""
+"""What comes over HTTP: bodies, model names, pages, refused unless they have the agreed form."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
+from inference.bodies import TOO_LARGE, Body, parse_body
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import MAX_BODY_BYTES
 from limner.contracts.training import explain
 
 # The platform's names are opaque hashes; this is a superset that is safe in logs and paths.
 _MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-
-Body = TypeVar("Body", bound=BaseModel)
 
 
 class LoadRequest(BaseModel):
@@ -62,13 +57,10 @@ async def read_body(request: Request, form: type[Body]) -> Body:
         async for chunk in request.stream():
             content += chunk
             if len(content) > MAX_BODY_BYTES:
-                raise LimnerError("INVALID_INPUT", f"The body exceeds {MAX_BODY_BYTES} bytes.")
+                raise LimnerError("INVALID_INPUT", TOO_LARGE)
     except ClientDisconnect as error:
         raise LimnerError("INVALID_INPUT", "The body ended early.") from error
-    try:
-        return form.model_validate_json(bytes(content))
-    except ValidationError as error:
-        raise LimnerError("INVALID_INPUT", f"Body: {explain(error)}.") from error
+    return parse_body(bytes(content), form)
 
 
 def read_page(request: Request) -> PageRequest:
@@ -81,26 +73,3 @@ def read_page(request: Request) -> PageRequest:
         return PageRequest.model_validate(dict(request.query_params))
     except ValidationError as error:
         raise LimnerError("INVALID_INPUT", f"Query: {explain(error)}.") from error
-
-
-def model_folder(url: str, root: Path) -> Path:
-    """The folder of a model, if it lies under the models root without detours.
-
-    Args:
-        url: From the platform, ``/opt/ml/models/<hash>/model``.
-        root: The models root, trusted.
-
-    Raises:
-        LimnerError: ``INVALID_INPUT``, if the path leaves the root, passes a link, or is no
-            folder.
-    """
-    path = Path(url)
-    if "\0" in url or ".." in path.parts or not path.is_relative_to(root) or path == root:
-        raise LimnerError("INVALID_INPUT", "url must be a folder under the models root.")
-    steps = path.relative_to(root).parts
-    folder = root
-    for step in steps:
-        folder /= step
-        if folder.is_symlink() or not folder.is_dir():
-            raise LimnerError("INVALID_INPUT", "url must be a folder, reached without links.")
-    return folder

@@ -1,8 +1,12 @@
-"""Reads the manifest out of an artifact's .tar.gz as it streams by; nothing is extracted."""
+"""Reads the manifest out of an artifact's .tar.gz as it streams by; nothing is extracted.
+
+What the endpoint would run must be ours: the thin model and its configuration, by their hashes.
+"""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import tarfile
 import zlib
 from typing import IO, Final, cast
@@ -22,6 +26,18 @@ MEMBERS: Final = frozenset(
 )
 MAX_MEMBER_BYTES: Final = 2_000_000_000
 MAX_MANIFEST_BYTES: Final = 256_000
+# Triton runs these two, so they must be Limner's own, of any release.
+SHELL_SHA256: Final = {
+    "config.pbtxt": (
+        "b4019f54150694fc92a6970b113e820d27ef80fc5bc27507337e05df6078da97",
+        "b28d43a142280dcba01e89d76a214f3e4a89ac8c02360d59c26feee6f6e13d3e",
+    ),
+    "1/model.py": (
+        "95d293ea84d9a08e90cee49b02b4fa492cc0c22f03a8eb414df39f66ecabcbee",
+        "176b8a7814a71875926f87f43fc70651676fc594c50f37d4de8c411d8fb4f556",
+    ),
+}
+MAX_SHELL_BYTES: Final = 65_536
 _FOLDERS: Final = frozenset({"", ".", "1"})
 
 
@@ -56,11 +72,21 @@ def _read(tar: tarfile.TarFile) -> bytes:
         seen.add(name)
         if entry.size > (MAX_MANIFEST_BYTES if name == MANIFEST else MAX_MEMBER_BYTES):
             raise _invalid(f"its entry {name!r} has {entry.size} bytes")
-        if name == MANIFEST and (file := tar.extractfile(entry)) is not None:
-            manifest = file.read()
+        if name == MANIFEST:
+            manifest = _content(tar, entry)
+        if name in SHELL_SHA256 and not (
+            entry.size <= MAX_SHELL_BYTES
+            and hashlib.sha256(_content(tar, entry)).hexdigest() in SHELL_SHA256[name]
+        ):
+            raise _invalid(f"its entry {name!r} is not Limner's own")
     if missing := MEMBERS - seen:
         raise _invalid(f"it lacks {', '.join(sorted(missing))}")
     return manifest
+
+
+def _content(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(entry)
+    return file.read() if file else b""
 
 
 def _invalid(reason: str) -> LimnerError:

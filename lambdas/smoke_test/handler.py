@@ -13,6 +13,7 @@ from botocore.exceptions import ClientError, HTTPClientError
 from lambdas.shared.log import log_event, logger
 from lambdas.shared.settings import SmokeTestSettings
 from lambdas.smoke_test import logic
+from limner.contracts import triton
 
 LOG = logger("smoke_test")
 SETTINGS = SmokeTestSettings.from_env()
@@ -29,15 +30,17 @@ def handle(event: dict[str, Any], _context: object) -> dict[str, Any]:
         answer = _RUNTIME.invoke_endpoint(
             EndpointName=SETTINGS.endpoint_name,
             TargetModel=target_model,
-            ContentType="application/json",
+            ContentType=triton.RAW_TYPE,
+            Accept="application/json",
             Body=json.dumps(logic.REQUEST).encode(),
         )
     except ClientError as error:
         told = error.response["Error"]
-        body = str(error.response.get("OriginalMessage", ""))
+        body = triton.own_words(str(error.response.get("OriginalMessage", "")))
         raise logic.refusal(told["Code"], told.get("Message", ""), body) from error
     except HTTPClientError as error:  # no answer in time, or no connection
         raise logic.ModelNotReadyError(type(error).__name__) from error
-    report = logic.check_answer(answer["Body"].read(), SETTINGS.base_id)
+    content = triton.unwrap(answer["Body"].read(), answer.get("ContentType", ""))
+    report = logic.check_answer(content, SETTINGS.base_id)
     log_event(LOG, "model draws", request_id=event["request_id"], denoise_ms=report.denoise_ms)
     return asdict(report)

@@ -22,6 +22,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as UnreachableError
 
 from limner.contracts.errors import REGISTRY, LimnerError
+from limner.contracts.triton import own_words
 
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -112,7 +113,7 @@ def _of_container(error: ClientError) -> LimnerError:
 
     What the caller can mend (the registry's 400s) keeps its code; everything else is ours.
     """
-    text = str(error.response.get("OriginalMessage", ""))
+    text = own_words(str(error.response.get("OriginalMessage", "")))
     code, message = "", text[:_MAX_TEXT]
     try:
         inner = json.loads(text)["error"]

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from limner.client.errors import code_of, translate
 from limner.client.polling import Clock
+from limner.contracts import triton
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import (
     JSON_TYPE,
@@ -125,11 +126,13 @@ def invoke(
             answer = runtime.invoke_endpoint(
                 EndpointName=endpoint_name,
                 TargetModel=target_model,
-                ContentType=JSON_TYPE,
+                # Both shells take the body as it is under this type.
+                ContentType=triton.RAW_TYPE,
                 Accept=JSON_TYPE,
                 Body=body,
             )
-            return _parse(answer["Body"].read(MAX_BODY_BYTES + 1))
+            content = answer["Body"].read(MAX_BODY_BYTES + 1)
+            return _parse(triton.unwrap(content, answer.get("ContentType", "")))
         except ReadTimeoutError as error:
             raise LimnerError(
                 "GENERATION_FAILED", "The endpoint did not answer in time."

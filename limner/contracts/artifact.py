@@ -37,6 +37,20 @@ MEMBERS: Final = (TRITON_CONFIG, TRITON_SHELL, ADAPTER, PACKED, MANIFEST)
 MAX_MEMBER_BYTES: Final = 2_000_000_000
 MAX_MANIFEST_BYTES: Final = 256_000
 
+# Hashes of the two members that are the same in every artifact, by release, the newest last. An
+# artifact lives longer than the release that made it: none is ever removed. (The first pair does
+# not load under Triton; the other shell serves it.)
+SHELL_SHA256: Final = {
+    TRITON_CONFIG: (
+        "b4019f54150694fc92a6970b113e820d27ef80fc5bc27507337e05df6078da97",
+        "b28d43a142280dcba01e89d76a214f3e4a89ac8c02360d59c26feee6f6e13d3e",
+    ),
+    TRITON_SHELL: (
+        "95d293ea84d9a08e90cee49b02b4fa492cc0c22f03a8eb414df39f66ecabcbee",
+        "176b8a7814a71875926f87f43fc70651676fc594c50f37d4de8c411d8fb4f556",
+    ),
+}
+
 PACKED_TENSOR: Final = "slot"
 PACKED_LAYOUT_KEY: Final = "limner_layout_sha256"
 

@@ -9,6 +9,7 @@ import tarfile
 from functools import cache
 from typing import Any, Final
 
+from limner.contracts.artifact import shell_files
 from limner.contracts.base import TINY_BASE_ID
 
 MEMBERS: Final = (
@@ -46,10 +47,11 @@ def good_archive(request_id: str, base_id: str = TINY_BASE_ID, job: str = "") ->
 
 def packed(manifest: dict[str, Any], members: tuple[str, ...] = MEMBERS) -> bytes:
     """A .tar.gz of these members; equal manifests give equal bytes."""
+    contents = {**shell_files(), "manifest.json": json.dumps(manifest).encode()}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name in members:
-            content = (json.dumps(manifest) if name == "manifest.json" else name).encode()
+            content = contents.get(name, name.encode())
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))

@@ -46,6 +46,12 @@ MEMBERS = (
     "adapter.packed.safetensors",
     "manifest.json",
 )
+# The gate wants the two that Triton runs to be Limner's own; of the others, their names are enough.
+SHELL = Path(__file__).parents[2] / "limner" / "contracts" / "shell"
+CONTENTS = {
+    "config.pbtxt": (SHELL / "config.pbtxt").read_bytes(),
+    "1/model.py": (SHELL / "model.py").read_bytes(),
+}
 REASON = "PHOTO_TOO_SMALL: a.png is 8x8. Fix: use a larger."
 STOPPED = "TRAINING_STOPPED: The training job was stopped. Fix: Onboard the user again."
 # Of a base without a card: limner.contracts.base.TINY_BASE_ID.
@@ -149,7 +155,7 @@ def single(root: Path, channels: list[str], resources: dict[str, Any]) -> int:
     for member in MEMBERS:
         path = root / "model" / member
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(manifest) if member == "manifest.json" else member)
+        path.write_bytes(content_of(member, manifest))
     return 0
 
 
@@ -220,11 +226,17 @@ def batch(root: Path, channels: list[str], resources: dict[str, Any]) -> int:
     return 0
 
 
+def content_of(member: str, manifest: dict[str, Any]) -> bytes:
+    if member == "manifest.json":
+        return json.dumps(manifest).encode()
+    return CONTENTS.get(member, member.encode())
+
+
 def archive(manifest: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for member in MEMBERS:
-            content = (json.dumps(manifest) if member == "manifest.json" else member).encode()
+            content = content_of(member, manifest)
             entry = tarfile.TarInfo(member)
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Final
 
 from limner.local.trouble import Fault, FaultKind
@@ -46,13 +47,14 @@ if [ -f input/data/photos/fail ]; then
     exit 1
 fi
 mkdir -p model/1
-for name in config.pbtxt 1/model.py adapter.safetensors adapter.packed.safetensors; do
-    echo weights > "model/$name"
-done
+cp "@SHELL@/config.pbtxt" model/config.pbtxt
+cp "@SHELL@/model.py" model/1/model.py
+echo weights > model/adapter.safetensors
+echo weights > model/adapter.packed.safetensors
 printf '{"schema_version": 1, "request_id": "%s", "base_id": "tiny-1",
 "metrics": {"similarity_gain": 1, "diversity": 1, "novelty": 1}}' \
     "$LIMNER_REQUEST_ID" > model/manifest.json
-"""
+""".replace("@SHELL@", str(Path(__file__).parents[3] / "limner" / "contracts" / "shell"))
 
 # How the story of a cell is staged on the laptop: faults of its own, by the request's id.
 _STAGED: Final[dict[Story, Callable[[str], tuple[Fault, ...]]]] = {

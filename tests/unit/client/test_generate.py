@@ -19,6 +19,7 @@ from botocore.stub import ANY, Stubber
 from limner.client.generation import LOADING_DEADLINE_S
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
+from limner.contracts.triton import RAW_TYPE
 from tests.unit.client.world import World, photo
 
 
@@ -49,7 +50,7 @@ class Endpoint:
         expected = {
             "EndpointName": "limner-test",
             "TargetModel": target_model,
-            "ContentType": "application/json",
+            "ContentType": RAW_TYPE,
             "Accept": "application/json",
             "Body": ANY,
         }

@@ -46,7 +46,8 @@ def tar(*entries: tuple[str, bytes, bytes], size: int | None = None) -> bytes:
 
 
 def whole(*more: tuple[str, bytes, bytes], prefix: str = "") -> bytes:
-    members = [(f"{prefix}{name}", tarfile.REGTYPE, b"{}") for name in MEMBERS]
+    shell = form.shell_files()
+    members = [(f"{prefix}{name}", tarfile.REGTYPE, shell.get(name, b"{}")) for name in MEMBERS]
     return tar(*members, *more)
 
 
@@ -60,6 +61,7 @@ def test_the_copies_of_the_contract_are_equal() -> None:
         form.MAX_MEMBER_BYTES,
         form.MAX_MANIFEST_BYTES,
     )
+    assert archive.SHELL_SHA256 == form.SHELL_SHA256
     schema = form.Manifest.model_fields["schema_version"]
     assert schema.default == logic.SCHEMA_VERSION
     assert set(FIGURES) == logic.WORDS.keys()
@@ -68,6 +70,17 @@ def test_the_copies_of_the_contract_are_equal() -> None:
 def test_the_manifest_streams_out() -> None:
     manifest = archive.read_manifest(Pipe(good_archive("r1")))
     assert json.loads(manifest)["request_id"] == "r1"
+
+
+@pytest.mark.parametrize("name", sorted(form.SHELL_SHA256))
+@pytest.mark.parametrize("edit", [b"\n", b" " * archive.MAX_SHELL_BYTES], ids=["edited", "huge"])
+def test_code_that_is_not_ours_is_refused(name: str, edit: bytes) -> None:
+    """Triton would run it, in the container that holds everybody's models."""
+    contents = {**dict.fromkeys(MEMBERS, b"{}"), **form.shell_files()}
+    contents[name] += edit
+    content = tar(*((member, tarfile.REGTYPE, contents[member]) for member in MEMBERS))
+    with pytest.raises(LimnerError, match=f"'{name}' is not Limner's own"):
+        archive.read_manifest(Pipe(content))
 
 
 def test_sagemakers_tar_has_folders_and_dots() -> None:

@@ -27,6 +27,7 @@ from lambdas.smoke_test.logic import (
 from lambdas.smoke_test.png import Png, PngError
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GeneratedImage, GenerateRequest, GenerateResponse
+from limner.contracts.triton import RAW_TYPE
 
 ADAPTER = "a1" * 32
 
@@ -189,7 +190,8 @@ EVENT = {"request_id": "r1", "target_model": "ada/default/v1.tar.gz"}
 CALL = {
     "EndpointName": "endpoint",
     "TargetModel": "ada/default/v1.tar.gz",
-    "ContentType": "application/json",
+    "ContentType": RAW_TYPE,
+    "Accept": "application/json",
     "Body": json.dumps(REQUEST).encode(),
 }
 

@@ -1,0 +1,172 @@
+"""What ``base`` does when it is asked, whoever carries the question: load, unload, draw.
+
+Nothing here waits for a drawing: requests of several users must be in flight together, so that the
+engine can draw them together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from inference.answers import answer_type, encode_answer
+from inference.bodies import model_folder, parse_body
+from inference.engine.engine import Engine, Generation
+from inference.logs import fingerprint, log
+from inference.triton.shells import check_shell, remove_bytecode
+from limner.contracts.errors import LimnerError
+from limner.contracts.generation import GenerateRequest
+
+# A PNG takes milliseconds and the interpreter's lock for few of them.
+_ENCODERS: Final = 2
+
+T = TypeVar("T")
+Facts = dict[str, object]
+"""What is added to a question's line in the log."""
+Drawing = Future[Generation]
+Reply = Callable[[bytes | LimnerError], None]
+
+
+class Order(BaseModel):
+    """What a thin model asks for when it comes or goes.
+
+    Attributes:
+        operation: ``load`` or ``unload``.
+        folder: Its own folder, the unpacked artifact.
+        target: The platform's TargetModel; only its fingerprint is written anywhere.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    operation: Literal["load", "unload"]
+    folder: str = Field(max_length=4096)
+    target: str = Field(default="", max_length=4096)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A generation that a thin model passes on.
+
+    Attributes:
+        folder: The thin model's folder.
+        body: A ``GenerateRequest`` as JSON.
+        accept: The media type that the caller would like.
+        target: The platform's TargetModel.
+    """
+
+    folder: str
+    body: bytes
+    accept: str = ""
+    target: str = ""
+
+
+class Desk:
+    """An engine's questions and answers; safe to use from any thread.
+
+    Args:
+        engine: The engine; closed by ``close``.
+        models_root: Folder under which every model must lie.
+    """
+
+    def __init__(self, engine: Engine, models_root: Path) -> None:
+        self._engine = engine
+        self._models_root = models_root
+        self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode")
+
+    def carry_out(self, order: Order) -> LimnerError | None:
+        """Loads or unloads a model; returns what was wrong, if anything was."""
+        started = time.perf_counter()
+        facts: Facts = {"target": fingerprint(order.target)}
+        outcome = _outcome(order.operation, facts, lambda: self._carry_out(order, facts))
+        _report(order.operation, facts, outcome, started)
+        return outcome
+
+    def invoke(self, call: Call, reply: Reply) -> None:
+        """Has a generation drawn; returns at once.
+
+        Args:
+            call: What to draw, with which model.
+            reply: Called once, from any thread, with the answer's body or an error.
+        """
+        started = time.perf_counter()
+        facts: Facts = {"target": fingerprint(call.target)}
+
+        def finish(answer: bytes | LimnerError) -> None:
+            _report("invoke", facts, answer, started)
+            reply(answer)
+
+        def encode(drawn: Drawing, media_type: str) -> None:
+            finish(_outcome("invoke", facts, lambda: _encoded(drawn, media_type, facts)))
+
+        begun = _outcome("invoke", facts, lambda: self._begin(call, facts))
+        if isinstance(begun, LimnerError):
+            finish(begun)
+            return
+        drawing, media_type = begun
+        # The callback runs on the thread that draws, which has better things to do than PNGs.
+        drawing.add_done_callback(lambda drawn: self._encoders.submit(encode, drawn, media_type))
+
+    def close(self) -> None:
+        """Ends what is running, answers it, and takes no more."""
+        self._engine.close()
+        self._encoders.shutdown(wait=True)
+
+    def _carry_out(self, order: Order, facts: Facts) -> None:
+        folder = model_folder(order.folder, self._models_root)
+        facts["model"] = name = self._name(folder)
+        if order.operation == "unload":
+            self._engine.unload(name)
+            return
+        remove_bytecode(folder)
+        check_shell(folder)
+        model = self._engine.load(name, folder)
+        facts["load_ms"] = round(model.load_ms, 2)
+
+    def _begin(self, call: Call, facts: Facts) -> tuple[Drawing, str]:
+        facts["model"] = name = self._name(Path(call.folder))
+        request = parse_body(call.body, GenerateRequest)
+        facts.update(images=request.images, steps=request.steps)
+        media_type = answer_type(call.accept, request)
+        return self._engine.submit(name, request), media_type
+
+    def _name(self, folder: Path) -> str:
+        """``<hash>/model``: the platform's own name of the model, and a word that says nothing."""
+        if not folder.is_relative_to(self._models_root):
+            raise LimnerError("MODEL_NOT_LOADED")
+        return folder.relative_to(self._models_root).as_posix()
+
+
+def _encoded(drawn: Drawing, media_type: str, facts: Facts) -> bytes:
+    generation = drawn.result()
+    facts["queue_ms"] = round(generation.queue_ms, 2)
+    facts["denoise_ms"] = round(generation.denoise_ms, 2)
+    return encode_answer(generation, media_type)
+
+
+def _outcome(event: str, facts: Facts, work: Callable[[], T]) -> T | LimnerError:
+    """What the work returns, or the error that it ends with."""
+    try:
+        return work()
+    except LimnerError as error:
+        return error
+    except CancelledError:
+        return LimnerError("GENERATION_FAILED", "The server is shutting down.")
+    except Exception:  # noqa: BLE001 (the process boundary: an answer, and a line in the log)
+        log(f"{event} failed", facts, failed=True)
+        return LimnerError("INTERNAL")
+
+
+def _report(event: str, facts: Facts, outcome: object, started: float) -> None:
+    """Writes the one line of a question."""
+    error = outcome if isinstance(outcome, LimnerError) else None
+    if error:
+        facts["code"] = error.code
+    facts["status"] = error.spec.http_status if error else 200
+    facts["total_ms"] = round((time.perf_counter() - started) * 1000, 2)
+    log(event, facts)

@@ -1,0 +1,95 @@
+"""The resident model ``base``: Triton's side of the engine.
+
+Triton's Python backend makes one ``TritonPythonModel``, in a process of its own, and calls it.
+Tensors cross as DLPack: the stubs of some releases of Triton misread arrays of numpy 2.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+import triton_python_backend_utils as pb_utils
+from pydantic import ValidationError
+from torch.utils import dlpack
+
+from inference.logs import log, set_up
+from inference.opening import open_engine
+from inference.settings import Settings, TritonSettings
+from inference.triton.desk import Call, Desk
+from inference.triton.door import Door
+from inference.triton.lifeline import Held
+from inference.triton.words import in_words
+from limner.contracts.errors import LimnerError
+from limner.contracts.training import explain
+
+Message = Any
+"""A request or a response; Triton has no types."""
+
+
+class TritonPythonModel:
+    """The engine as a Triton model; decoupled, so that it never holds Triton up."""
+
+    def initialize(self, _args: dict[str, str]) -> None:
+        """Loads the base and opens the door.
+
+        Raises:
+            TritonModelException: If the base or the settings are unsound; Triton then ends.
+        """
+        set_up()
+        try:
+            settings = Settings()
+            opened = open_engine(settings)
+            self._desk = Desk(opened.engine, settings.models_root)
+            path = TritonSettings().socket
+            self._lifeline = Held(path)
+            self._door = Door(path, self._desk.carry_out, self._lifeline.cut)
+        except ValidationError as error:
+            raise _not_started("INVALID_INPUT", explain(error)) from error
+        except LimnerError as error:
+            raise _not_started(error.code, error.message) from error
+        except OSError as error:
+            raise _not_started("INVALID_INPUT", f"socket: {error.strerror}") from error
+        # Torch was imported with this module, before anything could be measured.
+        log("ready", {name: fact for name, fact in opened.facts.items() if name != "import_s"})
+
+    def execute(self, requests: list[Message]) -> None:
+        """Begins each drawing; its answer is sent when it is there."""
+        for request in requests:
+            self._desk.invoke(_call(request), _Sender(request))
+
+    def finalize(self) -> None:
+        """Ends what is running, answers it, and closes the door."""
+        self._desk.close()
+        self._door.close()
+        self._lifeline.say_goodbye()
+        log("stopped", {})
+
+
+class _Sender:
+    """Sends the one answer of a request, from whichever thread has it."""
+
+    def __init__(self, request: Message) -> None:
+        self._sender = request.get_response_sender()
+
+    def __call__(self, answer: bytes | LimnerError) -> None:
+        if isinstance(answer, LimnerError):
+            response = pb_utils.InferenceResponse(error=pb_utils.TritonError(in_words(answer)))
+        else:
+            content = torch.frombuffer(bytearray(answer), dtype=torch.uint8)
+            tensor = pb_utils.Tensor.from_dlpack("response", dlpack.to_dlpack(content))
+            response = pb_utils.InferenceResponse([tensor])
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def _call(request: Message) -> Call:
+    tensor = pb_utils.get_input_tensor_by_name(request, "request")
+    body = dlpack.from_dlpack(tensor.to_dlpack()).numpy().tobytes()
+    return Call(body=body, **json.loads(request.parameters()))
+
+
+def _not_started(code: str, reason: str) -> Exception:
+    log("not started", {"code": code, "reason": reason})
+    error: Exception = pb_utils.TritonModelException(f"{code}: {reason}")
+    return error
