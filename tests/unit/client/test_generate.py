@@ -80,7 +80,7 @@ def test_generate_asks_for_the_live_version(aws: World, endpoint: Endpoint, tmp_
     drawn = aws.limner.generate("alice", "{token} runs", model_id="dog", images=2, seed=5)
 
     assert (drawn.version, drawn.target_model) == (3, "alice/dog/v3.tar.gz")
-    assert [image.png for image in drawn.images] == [photo(5), photo(6)]
+    assert [image.content for image in drawn.images] == [photo(5), photo(6)]
     assert GenerateRequest.model_validate_json(endpoint.asked[0]["Body"]) == GenerateRequest(
         prompt="{token} runs", images=2, seed=5
     )
