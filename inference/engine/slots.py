@@ -1,11 +1,12 @@
-"""The slots: which adapters are in memory, and who uses them right now.
+"""The table of loaded models: which are in memory, how many bytes they take, and who uses them.
 
-Time line of a slot::
+Time line of an entry::
 
-    reserve ─── fill ─── hold … release ─── hold … release ─── unload
-       │ (507 when all are taken)                                │
-       └─ cancel (the artifact was refused)                      └─ no new hold from here on;
-                                                                    waits for the last release
+    reserve ── charge ── fill ─── hold … release ─── hold … release ─── unload
+       │          │ (507 when the bytes are taken)                        │
+       │ (507 when all entries are taken)                                 └─ no new hold from here
+       └─ cancel (the artifact was refused)                                  on; waits for the last
+                                                                             release
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ T = TypeVar("T")
 @dataclass
 class _Slot(Generic[T]):
     content: T | None = None
+    size_bytes: int = 0
     holders: int = 0
     leaving: bool = False
 
@@ -31,10 +33,13 @@ class Slots(Generic[T]):
 
     Args:
         capacity: Number of slots.
+        capacity_bytes: Bytes of all contents together; None sets no limit.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, capacity_bytes: int | None = None) -> None:
         self._capacity = capacity
+        self._capacity_bytes = capacity_bytes
+        self._size_bytes = 0
         self._slots: dict[str, _Slot[T]] = {}
         self._changed = threading.Condition()
 
@@ -52,6 +57,28 @@ class Slots(Generic[T]):
                 raise LimnerError("OUT_OF_MEMORY", f"All {self._capacity} slots are taken.")
             self._slots[name] = _Slot()
 
+    def charge(self, name: str, size_bytes: int) -> None:
+        """Takes bytes for a reserved slot, once its content's size is known.
+
+        Raises:
+            LimnerError: ``OUT_OF_MEMORY``, if not so many are free.
+        """
+        with self._changed:
+            limit = self._capacity_bytes
+            if limit is not None and self._size_bytes + size_bytes > limit:
+                raise LimnerError(
+                    "OUT_OF_MEMORY",
+                    f"The model takes {size_bytes} bytes; {self._size_bytes} of {limit} are taken.",
+                )
+            self._slots[name].size_bytes += size_bytes
+            self._size_bytes += size_bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all contents, and of those on their way."""
+        with self._changed:
+            return self._size_bytes
+
     def fill(self, name: str, content: T) -> None:
         """Puts the content into a reserved slot; from now on it can be held."""
         with self._changed:
@@ -60,7 +87,7 @@ class Slots(Generic[T]):
     def cancel(self, name: str) -> None:
         """Gives a reserved slot back."""
         with self._changed:
-            del self._slots[name]
+            self._remove(name)
 
     def get(self, name: str) -> T:
         """The content of a slot.
@@ -97,23 +124,30 @@ class Slots(Generic[T]):
             self._slots[name].holders -= 1
             self._changed.notify_all()
 
-    def unload(self, name: str, timeout_s: float) -> None:
+    def unload(self, name: str, timeout_s: float) -> T:
         """Frees a slot as soon as nobody holds it; new holds are refused at once.
 
         Args:
             name: The slot's name.
             timeout_s: Seconds to wait for the holders; after that the slot stays as it was.
 
+        Returns:
+            What was in it.
+
         Raises:
             LimnerError: ``MODEL_NOT_LOADED``; ``DEADLINE_EXCEEDED``, if it is still held.
         """
         with self._changed:
-            slot, _ = self._filled(name)
+            slot, content = self._filled(name)
             slot.leaving = True
             if not self._changed.wait_for(lambda: slot.holders == 0, timeout_s):
                 slot.leaving = False
                 raise LimnerError("DEADLINE_EXCEEDED", "The model is still in use.")
-            del self._slots[name]
+            self._remove(name)
+            return content
+
+    def _remove(self, name: str) -> None:
+        self._size_bytes -= self._slots.pop(name).size_bytes
 
     def _filled(self, name: str) -> tuple[_Slot[T], T]:
         slot = self._slots.get(name)

@@ -12,7 +12,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from inference.server.logs import log, set_up
+from inference.logs import log, set_up
 from inference.settings import Settings
 from limner.contracts.base import read_card
 from limner.contracts.errors import LimnerError
@@ -60,6 +60,7 @@ def serve(settings: Settings, started: float) -> None:
 
     from inference.engine.base import load_base
     from inference.engine.engine import Engine
+    from inference.engine.safety import load_check
     from inference.server.app import build_app
 
     if settings.torch_threads:
@@ -69,7 +70,16 @@ def serve(settings: Settings, started: float) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     imported = time.perf_counter()
     base = load_base(settings.base_dir, device)
-    engine = Engine(base, max_models=settings.max_models, max_rank=settings.max_rank)
+    engine = Engine(
+        base,
+        max_models=settings.max_models,
+        max_rank=settings.max_rank,
+        adapter_bytes=settings.adapter_bytes,
+        slot_bytes=settings.slot_bytes,
+        max_rows=settings.max_rows,
+        max_queue=settings.max_queue,
+        safety=load_check(settings.safety) if settings.safety else None,
+    )
     app = build_app(engine, settings.models_root)
     server = uvicorn.Server(
         uvicorn.Config(

@@ -8,16 +8,14 @@ Every error body is ``LimnerError.to_dict()``.
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import time
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -25,20 +23,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from inference.engine.denoise import Pixels
+from inference.answers import as_image, as_json
 from inference.engine.engine import Engine, Generation, LoadedModel
-from inference.server.logs import fingerprint, log
+from inference.logs import fingerprint, log
 from inference.server.requests import LoadRequest, model_folder, read_body, read_page
 from limner.contracts.errors import LimnerError
-from limner.contracts.generation import (
-    JSON_TYPE,
-    MAX_BODY_BYTES,
-    GeneratedImage,
-    GenerateRequest,
-    GenerateResponse,
-)
+from limner.contracts.generation import IMAGE_TYPES, JSON_TYPE, GenerateRequest
 
-PNG_TYPE: Final = "image/png"
 TARGET_HEADER: Final = "X-Amzn-SageMaker-Target-Model"
 
 Facts = dict[str, object]
@@ -93,22 +84,50 @@ class Api:
         """``POST /models/{model}/invoke``."""
         name = _named(request, facts)
         body = await read_body(request, GenerateRequest)
-        as_png = request.headers.get("accept", "").split(";")[0].strip() == PNG_TYPE
-        if as_png and body.images != 1:
-            raise LimnerError("INVALID_INPUT", f"{PNG_TYPE} can carry one image only.")
-        generation = await asyncio.wrap_future(self._engine.submit(name, body))
+        accepted = request.headers.get("accept", "").split(";")[0].strip()
+        image_format = IMAGE_TYPES.get(accepted)
+        if image_format and body.images != 1:
+            raise LimnerError("INVALID_INPUT", f"{accepted} can carry one image only.")
+        # In a thread: the app's check of the prompt may take its time.
+        future = await run_in_threadpool(self._engine.submit, name, body)
+        generation = await _unless_gone(request, future)
         facts.update(
             images=body.images,
             steps=body.steps,
             queue_ms=round(generation.queue_ms, 2),
             denoise_ms=round(generation.denoise_ms, 2),
         )
-        content = await run_in_threadpool(_png if as_png else _answer, generation)
-        if len(content) > MAX_BODY_BYTES:
-            raise LimnerError(
-                "INVALID_INPUT", f"The answer exceeds {MAX_BODY_BYTES} bytes: ask fewer images."
-            )
-        return Response(content, media_type=PNG_TYPE if as_png else JSON_TYPE)
+        if image_format:
+            content = await run_in_threadpool(as_image, generation, image_format)
+            return Response(content, media_type=accepted)
+        content = await run_in_threadpool(as_json, generation, body.format)
+        return Response(content, media_type=JSON_TYPE)
+
+
+async def _unless_gone(request: Request, future: Future[Generation]) -> Generation:
+    """The generation; it is cancelled as soon as the client has gone away.
+
+    Raises:
+        LimnerError: ``GENERATION_CANCELLED``; the generation's own.
+    """
+    drawing = asyncio.wrap_future(future)
+    gone = asyncio.ensure_future(_gone(request))
+    either: set[asyncio.Future[Any]] = {drawing, gone}
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not drawing.done():
+            raise LimnerError("GENERATION_CANCELLED")
+        return drawing.result()
+    finally:
+        gone.cancel()
+        # Also where this task itself was cancelled; nothing happens to what is done.
+        drawing.cancel()
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has closed its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def build_app(engine: Engine, models_root: Path) -> Starlette:
@@ -184,29 +203,3 @@ def _named(request: Request, facts: Facts) -> str:
 
 def _described(model: LoadedModel) -> dict[str, str]:
     return {"modelName": model.name, "modelUrl": str(model.folder)}
-
-
-def _png(generation: Generation) -> bytes:
-    return _encoded(generation.pixels[0])
-
-
-def _answer(generation: Generation) -> bytes:
-    images = [
-        GeneratedImage(png_base64=base64.b64encode(_encoded(pixels)).decode(), seed=seed)
-        for pixels, seed in zip(generation.pixels, generation.seeds, strict=True)
-    ]
-    response = GenerateResponse(
-        images=images,
-        prompt=generation.prompt,
-        base_id=generation.base_id,
-        adapter_sha256=generation.adapter_sha256,
-        denoise_ms=generation.denoise_ms,
-    )
-    return response.model_dump_json().encode()
-
-
-def _encoded(pixels: Pixels) -> bytes:
-    """A PNG of ``[height, width, 3]``."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()

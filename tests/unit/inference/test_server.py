@@ -9,9 +9,10 @@ import pytest
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
+from inference import answers, logs
 from inference.engine.base import ResidentBase
 from inference.engine.engine import Engine
-from inference.server import app, logs
+from inference.server import app
 from inference.settings import Settings
 from tests.support.artifacts import write_artifact
 
@@ -36,7 +37,7 @@ def test_an_answer_that_the_platform_would_refuse_is_an_error_with_a_fix(
     write_artifact(tmp_path / "a", base_folder)
     engine = Engine(base, max_models=1, max_rank=8)
     engine.load("a", tmp_path / "a")
-    monkeypatch.setattr(app, "MAX_BODY_BYTES", 1_000)
+    monkeypatch.setattr(answers, "MAX_BODY_BYTES", 1_000)
     with TestClient(app.build_app(engine, tmp_path)) as client:
         answer = client.post("/models/a/invoke", json={"prompt": "x", "steps": 1})
     assert answer.status_code == 400
