@@ -194,6 +194,53 @@ def test_running_out_of_memory_is_507_and_gives_the_room_back(
     assert generate(engine, "a").pixels.shape[0] == REQUEST.images
 
 
+def test_images_are_the_same_alone_and_in_a_crowd(
+    engine: Engine, base_folder: Path, tmp_path: Path
+) -> None:
+    kinds = {"a": ("attention", 4), "b": ("all", 3), "c": ("transformer", 8), "d": ("attention", 4)}
+    for seed, (name, (target, rank)) in enumerate(kinds.items()):
+        write_artifact(tmp_path / name, base_folder, target=target, rank=rank, seed=seed)
+        engine.load(name, tmp_path / name)
+    requests = [
+        (
+            name,
+            GenerateRequest(
+                prompt=f"picture {index} of {{token}}",
+                seed=index,
+                steps=3 + index % 4,
+                guidance=(3.0, 1.0, 7.0)[index % 3],
+                images=1 + index % 2,
+                height=(None, 40)[index % 5 == 0],
+            ),
+        )
+        for index, name in enumerate("abcdabcdbbca")
+    ]
+    alone = [generate(engine, name, request).pixels for name, request in requests]
+    crowd = [engine.submit(name, request) for name, request in requests]
+    drawn = [future.result(timeout=60).pixels for future in crowd]
+    worst = max(map(largest_difference, drawn, alone))
+    sys.stdout.write(f"{len(requests)} requests in a crowd: {worst:.0f} of 255 from alone\n")
+    assert worst <= 1
+
+
+def test_numbers_that_are_not_finite_are_one_users_trouble_only(
+    engine: Engine, base_folder: Path, tmp_path: Path
+) -> None:
+    write_artifact(tmp_path / "sound", base_folder)
+    # Finite weights, as the check at loading wants them, whose products are not.
+    write_artifact(tmp_path / "wild", base_folder, strength=1e30)
+    engine.load("sound", tmp_path / "sound")
+    engine.load("wild", tmp_path / "wild")
+    alone = generate(engine, "sound").pixels
+    futures = [engine.submit(name, REQUEST) for name in ("sound", "wild", "sound")]
+    with pytest.raises(LimnerError) as wild:
+        futures[1].result(timeout=60)
+    assert wild.value.code == "ARTIFACT_INVALID"
+    for future in (futures[0], futures[2]):
+        assert largest_difference(future.result(timeout=60).pixels, alone) <= 1
+    engine.unload("wild")
+
+
 def test_a_size_that_the_base_cannot_make_is_refused(base: ResidentBase) -> None:
     # Any multiple of 8 passes the contract, but this VAE could be coarser.
     request = REQUEST.model_copy(update={"height": base.pixels_per_latent * 9 + 1})
