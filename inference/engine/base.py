@@ -33,9 +33,9 @@ _PARTS: Final = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ResidentBase:
-    """The base in memory.
+    """The base in memory; equal to nothing but itself.
 
     Attributes:
         base_id: Name of the base.

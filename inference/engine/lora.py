@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import cast
 
 import torch
@@ -177,8 +176,6 @@ def make_adaptable(unet: nn.Module) -> tuple[Selection, tuple[LayerShape, ...]]:
     return selection, tuple(shapes)
 
 
-# One config is shared by nearly all users of an endpoint, so their layout is derived once.
-@lru_cache(maxsize=32)
 def derive_layout(
     shapes: tuple[LayerShape, ...], target_modules: tuple[str, ...], rank: int
 ) -> PackedLayout:

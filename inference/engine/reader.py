@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -21,7 +22,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from inference.engine.base import ResidentBase
-from inference.engine.lora import LayerShape, derive_layout, widen
+from inference.engine.lora import derive_layout, widen
 from limner.contracts import artifact
 from limner.contracts.artifact import Manifest, PackedLayout
 from limner.contracts.errors import LimnerError
@@ -106,12 +107,12 @@ def check_artifact(folder: Path, base: ResidentBase, max_rank: int) -> Checked:
         )
     if manifest.rank > max_rank:
         raise _invalid(f"its rank is {manifest.rank}, the limit is {max_rank}")
-    own = _layout(base.layers, manifest.target_modules, manifest.rank)
+    own = _layout(base, manifest.target_modules, manifest.rank)
     if own.sha256 != manifest.layout_sha256:
         raise _invalid("its layout is not the one of its layers and rank")
     _check_hash(folder / artifact.ADAPTER, manifest.adapter_sha256)
     _check_hash(folder / artifact.PACKED, manifest.packed_sha256)
-    wider = _layout(base.layers, manifest.target_modules, padded_rank(manifest.rank))
+    wider = _layout(base, manifest.target_modules, padded_rank(manifest.rank))
     return Checked(
         manifest=manifest,
         layout=own.layout,
@@ -132,8 +133,9 @@ def read_adapter(checked: Checked, base: ResidentBase) -> Adapter:
     # Pinned memory: the copy to a GPU then runs beside its work.
     row = torch.empty(wider.layout.size, dtype=base.dtype, pin_memory=base.device.type == "cuda")
     widen(stored, checked.layout, row, wider.layout)
-    # Checked in the base's own type, in which a large fp32 number may be infinite.
-    if not bool(row.isfinite().all()):
+    # Checked in the base's own type, in which a large fp32 number may be infinite. Whatever is not
+    # a number becomes the smallest and the largest one; ten times faster than to ask each.
+    if not all(isfinite(float(bound)) for bound in row.aminmax()):
         raise _invalid(f"{checked.packed.name} holds numbers that are not finite")
     return Adapter(next(_KEYS), checked.manifest, wider.layout, wider.sha256, row)
 
@@ -146,12 +148,10 @@ def padded_rank(rank: int) -> int:
     return 1 << (rank - 1).bit_length()
 
 
-# One config is shared by nearly all users of an endpoint, so its digest is made once.
+# One config is shared by nearly all users of an endpoint, so its layout is derived once.
 @lru_cache(maxsize=64)
-def _layout(
-    shapes: tuple[LayerShape, ...], target_modules: tuple[str, ...], rank: int
-) -> SlotLayout:
-    layout = derive_layout(shapes, target_modules, rank)
+def _layout(base: ResidentBase, target_modules: tuple[str, ...], rank: int) -> SlotLayout:
+    layout = derive_layout(base.layers, target_modules, rank)
     return SlotLayout(layout, layout.digest())
 
 
