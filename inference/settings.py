@@ -24,8 +24,8 @@ class Settings(BaseSettings):
         adapter_bytes: Bytes of all adapters in the host's memory; also answered by 507.
         slot_bytes: Bytes of all slots on the device, from which adapters draw. Filled from the
             host's memory as they are needed, the one used longest ago leaving.
-        max_rows: Rows of images that are drawn at the same time; a guided image takes two. By the
-            memory of a pass: about 16 rows of SD 1.5 at 512 px on an A10G.
+        max_rows: Rows of images that are drawn at the same time; a guided image takes two, and
+            larger ones than the base's own count by their area. By the memory of a pass.
         max_queue: Requests that may wait; one more is answered by 503.
         safety: Content check, ``module:attribute`` (``inference.engine.safety``).
         max_rank: Highest rank of an adapter; training's own limit.

@@ -63,7 +63,7 @@ class Order:
         prompt: With the token filled in.
         request: Everything else.
         size: Height and width in latents.
-        rows: Rows of a pass that it takes.
+        rows: What it counts of ``max_rows``.
         submitted: ``perf_counter`` of its submission.
         deadline: ``perf_counter`` after which nobody waits for it.
         is_wanted: Whether somebody does.
@@ -268,7 +268,7 @@ class Batcher:
             self._artist.step(batch.work)
             return [member for member in batch.members if member.drawing.is_done]
 
-        done = _confined(step, lambda error: self._leave_all(batch.members, error))
+        done = _confined(step, lambda error: self._shrink(batch, error))
         if not done:
             return
         drawings = [member.drawing for member in done]
@@ -289,6 +289,17 @@ class Batcher:
                     evictions=member.seat.evictions,
                 ),
             )
+
+    def _shrink(self, batch: _Batch, error: Exception) -> None:
+        """Ends a batch that failed, or, if memory was short, only who joined it last.
+
+        Each drawing knows how many steps it has done, so the others go on where they are.
+        """
+        if isinstance(error, LimnerError) and error.code == "OUT_OF_MEMORY":
+            last = max(batch.members, key=self._members.index)
+            self._leave(last, error)
+        else:
+            self._leave_all(batch.members, error)
 
     def _leave_all(self, members: Sequence[_Member], error: Exception) -> None:
         for member in members:

@@ -17,6 +17,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Final
 
@@ -103,7 +104,8 @@ class Engine:
         adapter_bytes: Bytes of all adapters in the host's memory. A load beyond is
             ``OUT_OF_MEMORY``, upon which the platform unloads another model.
         slot_bytes: Bytes of all slots on the device.
-        max_rows: Rows that are drawn at the same time; a guided image takes two.
+        max_rows: Rows that are drawn at the same time; a guided image takes two, and larger ones
+            than the base's own count by their area.
         max_queue: Requests that may wait.
         answer_s: Seconds after which nobody waits for an answer any more.
         safety: Check of prompts and images, if any.
@@ -133,6 +135,11 @@ class Engine:
         self._guard = Guard(safety) if safety else None
         # Looking at images must not keep the next step waiting.
         self._looking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="look")
+
+    @property
+    def base(self) -> ResidentBase:
+        """The base."""
+        return self._base
 
     @property
     def resident_bytes(self) -> int:
@@ -224,7 +231,7 @@ class Engine:
                     prompt=prompt,
                     request=request,
                     size=size,
-                    rows=request.images * (2 if is_guided(request) else 1),
+                    rows=self._rows(request, size),
                     submitted=submitted,
                     deadline=submitted + self._answer_s,
                     is_wanted=lambda: not future.cancelled(),
@@ -241,6 +248,12 @@ class Engine:
         """Ends all generations at their next step, and takes no more."""
         self._batcher.close()
         self._looking.shutdown(wait=True)
+
+    def _rows(self, request: GenerateRequest, size: tuple[int, int]) -> int:
+        """Rows that a request takes; larger images than the base's own count as several."""
+        own = self._base.resolution_px // self._base.pixels_per_latent
+        area = max(1.0, size[0] * size[1] / own**2)
+        return ceil(request.images * (2 if is_guided(request) else 1) * area)
 
     def _done(
         self,

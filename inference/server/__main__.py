@@ -50,36 +50,18 @@ def serve(settings: Settings, started: float) -> None:
         started: ``perf_counter`` of the start, for the log.
 
     Raises:
-        LimnerError: ``BASE_INVALID``.
+        LimnerError: ``BASE_INVALID``; ``INVALID_INPUT``, if there is no such content check.
         OSError: If the address is taken.
     """
     # Settings and base are looked at before torch is imported, which takes seconds.
     read_card(settings.base_dir)
-    import torch
     import uvicorn
 
-    from inference.engine.base import load_base
-    from inference.engine.engine import Engine
-    from inference.engine.safety import load_check
     from inference.server.app import build_app
+    from inference.start import start_engine
 
-    if settings.torch_threads:
-        torch.set_num_threads(settings.torch_threads)
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     imported = time.perf_counter()
-    base = load_base(settings.base_dir, device)
-    engine = Engine(
-        base,
-        max_models=settings.max_models,
-        max_rank=settings.max_rank,
-        adapter_bytes=settings.adapter_bytes,
-        slot_bytes=settings.slot_bytes,
-        max_rows=settings.max_rows,
-        max_queue=settings.max_queue,
-        safety=load_check(settings.safety) if settings.safety else None,
-    )
+    engine = start_engine(settings)
     app = build_app(engine, settings.models_root)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -95,8 +77,8 @@ def serve(settings: Settings, started: float) -> None:
             "ready",
             {
                 "port": listener.getsockname()[1],
-                "base_id": base.base_id,
-                "device": device,
+                "base_id": engine.base.base_id,
+                "device": engine.base.device.type,
                 "import_s": round(imported - started, 2),
                 "base_s": round(time.perf_counter() - imported, 2),
                 "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,

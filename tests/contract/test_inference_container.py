@@ -475,6 +475,30 @@ def test_the_log_has_timings_but_no_prompt_and_no_user(server: Server) -> None:
     assert {"queue_ms", "denoise_ms", "total_ms", "target"} <= set(drawn)
 
 
+def test_each_load_and_generation_is_a_line_of_metrics(server: Server) -> None:
+    server.load("alpha")
+    server.invoke("alpha", steps=2)
+    server.invoke("alpha", steps=2, format="webp")
+    lines = [line for line in server.lines() if line["event"] == "metrics"][-3:]
+    assert ["LoadMs" in line for line in lines] == [True, False, False]
+    assert [line.get("SlotHits") for line in lines] == [None, 0, 1]
+    assert {line["Model"] for line in lines} == {hashlib.sha256(b"alpha").hexdigest()[:12]}
+
+
+def test_users_who_ask_at_once_are_drawn_together(server: Server) -> None:
+    names = ("alpha", "beta", "gamma")
+    for name in names:
+        server.load(name)
+    alone = [images(server.invoke(name, steps=20, seed=3))[0] for name in names]
+    with ThreadPoolExecutor(len(names)) as pool:
+        asked = [pool.submit(server.invoke, name, steps=20, seed=3) for name in names]
+        crowd = [images(answer.result())[0] for answer in asked]
+    worst = max(np.abs(one - two).max() for one, two in zip(crowd, alone, strict=True))
+    sys.stdout.write(f"three users at once: {worst} of 255 from alone\n")
+    assert worst <= 1
+    assert np.abs(alone[0] - alone[1]).mean() > 2
+
+
 def test_sigterm_lets_a_running_request_end(base: Path, tmp_path: Path) -> None:
     server = start(base, tmp_path)
     write_artifact(server.models / "alpha" / "model", base)

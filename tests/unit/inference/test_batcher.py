@@ -199,6 +199,28 @@ def test_a_bug_ends_its_pass_and_nothing_else(studio: Studio) -> None:
         studio.engine.unload(name)
 
 
+def test_where_memory_is_short_who_joined_last_leaves(studio: Studio) -> None:
+    first = studio.ask("b", 1)
+    studio.gate.reached()
+    second = studio.ask("a", 2)
+    studio.artist.fails[2] = MemoryError()
+    studio.gate.open()
+    assert code(second) == "OUT_OF_MEMORY"
+    first.result(timeout=30)
+    assert [sorted(seeds) for seeds in studio.artist.passes] == [[1], [1, 2], [1], [1]]
+
+
+@pytest.mark.parametrize("limits", [{"max_rows": 8}])
+def test_large_images_count_by_their_area(studio: Studio) -> None:
+    first = studio.ask("a", 1, width=64, height=64)  # 2 rows of 4 times the base's size
+    studio.gate.reached()
+    second = studio.ask("b", 2)
+    studio.gate.open()
+    first.result(timeout=30)
+    second.result(timeout=30)
+    assert studio.artist.passes == [[1]] * 3 + [[2]] * 3
+
+
 def test_unload_waits_for_what_waits_and_what_is_drawn(studio: Studio) -> None:
     first = studio.ask("a", 1)
     studio.gate.reached()
