@@ -30,7 +30,7 @@ from inference.engine.batcher import Batcher, Drawn, Order
 from inference.engine.denoise import Artist, Pixels, is_guided, latent_size
 from inference.engine.reader import Adapter, check_artifact, read_adapter
 from inference.engine.safety import Guard, SafetyCheck
-from inference.engine.slots import Slots
+from inference.engine.table import Table
 from limner.contracts.artifact import Manifest
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
@@ -127,7 +127,7 @@ class Engine:
         self._base = base
         self._max_rank = max_rank
         self._answer_s = answer_s
-        self._slots: Slots[LoadedModel] = Slots(max_models, adapter_bytes)
+        self._models: Table[LoadedModel] = Table(max_models, adapter_bytes)
         self._residency = Residency(slot_bytes, max_models, base.device, base.dtype)
         self._batcher = Batcher(
             Artist(base), self._residency, max_rows=max_rows, max_queue=max_queue
@@ -144,7 +144,7 @@ class Engine:
     @property
     def resident_bytes(self) -> int:
         """Bytes of the adapters in the host's memory and of all slots on the device."""
-        return self._slots.size_bytes + self._residency.size_bytes
+        return self._models.size_bytes + self._residency.size_bytes
 
     def load(self, name: str, folder: Path) -> LoadedModel:
         """Checks an artifact and copies its adapter to memory.
@@ -153,7 +153,7 @@ class Engine:
             LimnerError: ``MODEL_ALREADY_LOADED``, ``OUT_OF_MEMORY``, ``ARTIFACT_INVALID`` or
                 ``ARTIFACT_WRONG_BASE``.
         """
-        self._slots.reserve(name)
+        self._models.reserve(name)
         started = time.perf_counter()
         filled = False
         try:
@@ -162,16 +162,16 @@ class Engine:
                 raise LimnerError(
                     "OUT_OF_MEMORY", f"One adapter of {checked.size_bytes} bytes fills all slots."
                 )
-            self._slots.charge(name, checked.size_bytes)
+            self._models.charge(name, checked.size_bytes)
             adapter = read_adapter(checked, self._base)
             model = LoadedModel(name, folder, adapter, _ms_since(started))
-            self._slots.fill(name, model)
+            self._models.fill(name, model)
             filled = True
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise LimnerError("OUT_OF_MEMORY") from error
         finally:
             if not filled:
-                self._slots.cancel(name)
+                self._models.cancel(name)
         self._record(
             name,
             {metrics.LOAD_MS: model.load_ms, metrics.RESIDENT_BYTES: self.resident_bytes},
@@ -184,7 +184,7 @@ class Engine:
         Raises:
             LimnerError: ``MODEL_NOT_LOADED``, or ``DEADLINE_EXCEEDED``.
         """
-        model = self._slots.unload(name, UNLOAD_TIMEOUT_S)
+        model = self._models.unload(name, UNLOAD_TIMEOUT_S)
         self._residency.drop(model.adapter)
 
     def get(self, name: str) -> LoadedModel:
@@ -193,11 +193,11 @@ class Engine:
         Raises:
             LimnerError: ``MODEL_NOT_LOADED``.
         """
-        return self._slots.get(name)
+        return self._models.get(name)
 
     def models(self) -> list[LoadedModel]:
         """All loaded models, sorted by name."""
-        return [model for _, model in self._slots.items()]
+        return [model for _, model in self._models.items()]
 
     def submit(self, name: str, request: GenerateRequest) -> Future[Generation]:
         """Queues a generation; the model stays loaded until it has ended.
@@ -216,7 +216,7 @@ class Engine:
                 ``ENDPOINT_BUSY``, or ``GENERATION_FAILED`` if the engine was closed.
         """
         submitted = time.perf_counter()
-        model = self._slots.hold(name)
+        model = self._models.hold(name)
         queued = False
         try:
             # Not str.format: the prompt is the user's, and may hold any braces.
@@ -241,7 +241,7 @@ class Engine:
             queued = True
         finally:
             if not queued:
-                self._slots.release(name)
+                self._models.release(name)
         return future
 
     def close(self) -> None:
@@ -265,7 +265,7 @@ class Engine:
     ) -> None:
         """On the drawing thread: hands on what it made of an order."""
         # Before the answer, so that who has it finds the model free.
-        self._slots.release(model.name)
+        self._models.release(model.name)
         if not future.set_running_or_notify_cancel():
             return
         if isinstance(outcome, Exception):

@@ -21,18 +21,18 @@ T = TypeVar("T")
 
 
 @dataclass
-class _Slot(Generic[T]):
+class _Entry(Generic[T]):
     content: T | None = None
     size_bytes: int = 0
     holders: int = 0
     leaving: bool = False
 
 
-class Slots(Generic[T]):
+class Table(Generic[T]):
     """A bounded table of named contents with reference counts; safe to use from any thread.
 
     Args:
-        capacity: Number of slots.
+        capacity: Number of entries.
         capacity_bytes: Bytes of all contents together; None sets no limit.
     """
 
@@ -40,25 +40,25 @@ class Slots(Generic[T]):
         self._capacity = capacity
         self._capacity_bytes = capacity_bytes
         self._size_bytes = 0
-        self._slots: dict[str, _Slot[T]] = {}
+        self._entries: dict[str, _Entry[T]] = {}
         self._changed = threading.Condition()
 
     def reserve(self, name: str) -> None:
-        """Takes a free slot, before the work of filling it begins.
+        """Takes a free entry, before the work of filling it begins.
 
         Raises:
-            LimnerError: ``MODEL_ALREADY_LOADED``, if the name has a slot; ``OUT_OF_MEMORY``, if
+            LimnerError: ``MODEL_ALREADY_LOADED``, if the name has an entry; ``OUT_OF_MEMORY``, if
                 none is free.
         """
         with self._changed:
-            if name in self._slots:
+            if name in self._entries:
                 raise LimnerError("MODEL_ALREADY_LOADED")
-            if len(self._slots) >= self._capacity:
-                raise LimnerError("OUT_OF_MEMORY", f"All {self._capacity} slots are taken.")
-            self._slots[name] = _Slot()
+            if len(self._entries) >= self._capacity:
+                raise LimnerError("OUT_OF_MEMORY", f"All {self._capacity} entries are taken.")
+            self._entries[name] = _Entry()
 
     def charge(self, name: str, size_bytes: int) -> None:
-        """Takes bytes for a reserved slot, once its content's size is known.
+        """Takes bytes for a reserved entry, once its content's size is known.
 
         Raises:
             LimnerError: ``OUT_OF_MEMORY``, if not so many are free.
@@ -70,7 +70,7 @@ class Slots(Generic[T]):
                     "OUT_OF_MEMORY",
                     f"The model takes {size_bytes} bytes; {self._size_bytes} of {limit} are taken.",
                 )
-            self._slots[name].size_bytes += size_bytes
+            self._entries[name].size_bytes += size_bytes
             self._size_bytes += size_bytes
 
     @property
@@ -80,17 +80,17 @@ class Slots(Generic[T]):
             return self._size_bytes
 
     def fill(self, name: str, content: T) -> None:
-        """Puts the content into a reserved slot; from now on it can be held."""
+        """Puts the content into a reserved entry; from now on it can be held."""
         with self._changed:
-            self._slots[name].content = content
+            self._entries[name].content = content
 
     def cancel(self, name: str) -> None:
-        """Gives a reserved slot back."""
+        """Gives a reserved entry back."""
         with self._changed:
             self._remove(name)
 
     def get(self, name: str) -> T:
-        """The content of a slot.
+        """The content of an entry.
 
         Raises:
             LimnerError: ``MODEL_NOT_LOADED``.
@@ -102,34 +102,34 @@ class Slots(Generic[T]):
         """All names and contents, sorted by name."""
         with self._changed:
             return [
-                (name, slot.content)
-                for name, slot in sorted(self._slots.items())
-                if slot.content is not None and not slot.leaving
+                (name, entry.content)
+                for name, entry in sorted(self._entries.items())
+                if entry.content is not None and not entry.leaving
             ]
 
     def hold(self, name: str) -> T:
-        """The content of a slot, which stays until ``release``.
+        """The content of an entry, which stays until ``release``.
 
         Raises:
             LimnerError: ``MODEL_NOT_LOADED``.
         """
         with self._changed:
-            slot, content = self._filled(name)
-            slot.holders += 1
+            entry, content = self._filled(name)
+            entry.holders += 1
             return content
 
     def release(self, name: str) -> None:
         """Ends one ``hold``."""
         with self._changed:
-            self._slots[name].holders -= 1
+            self._entries[name].holders -= 1
             self._changed.notify_all()
 
     def unload(self, name: str, timeout_s: float) -> T:
-        """Frees a slot as soon as nobody holds it; new holds are refused at once.
+        """Frees an entry as soon as nobody holds it; new holds are refused at once.
 
         Args:
-            name: The slot's name.
-            timeout_s: Seconds to wait for the holders; after that the slot stays as it was.
+            name: The entry's name.
+            timeout_s: Seconds to wait for the holders; after that the entry stays as it was.
 
         Returns:
             What was in it.
@@ -138,19 +138,19 @@ class Slots(Generic[T]):
             LimnerError: ``MODEL_NOT_LOADED``; ``DEADLINE_EXCEEDED``, if it is still held.
         """
         with self._changed:
-            slot, content = self._filled(name)
-            slot.leaving = True
-            if not self._changed.wait_for(lambda: slot.holders == 0, timeout_s):
-                slot.leaving = False
+            entry, content = self._filled(name)
+            entry.leaving = True
+            if not self._changed.wait_for(lambda: entry.holders == 0, timeout_s):
+                entry.leaving = False
                 raise LimnerError("DEADLINE_EXCEEDED", "The model is still in use.")
             self._remove(name)
             return content
 
     def _remove(self, name: str) -> None:
-        self._size_bytes -= self._slots.pop(name).size_bytes
+        self._size_bytes -= self._entries.pop(name).size_bytes
 
-    def _filled(self, name: str) -> tuple[_Slot[T], T]:
-        slot = self._slots.get(name)
-        if slot is None or slot.content is None or slot.leaving:
+    def _filled(self, name: str) -> tuple[_Entry[T], T]:
+        entry = self._entries.get(name)
+        if entry is None or entry.content is None or entry.leaving:
             raise LimnerError("MODEL_NOT_LOADED")
-        return slot, slot.content
+        return entry, entry.content
