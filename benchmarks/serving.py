@@ -396,7 +396,14 @@ def measure_registered(
     draw = random.Random(0)  # noqa: S311 (not a secret)
     medians: dict[int, float] = {}
     for registered in (count for count in REGISTERED if count <= most):
-        engine = Engine(base, max_models=most, max_rank=8, adapter_bytes=CAP_BYTES)
+        # On a CPU the slots lie in the same memory as the host's copies: one cap for both.
+        engine = Engine(
+            base,
+            max_models=most,
+            max_rank=8,
+            adapter_bytes=CAP_BYTES * 7 // 8,
+            slot_bytes=CAP_BYTES // 8,
+        )
         loaded: OrderedDict[int, None] = OrderedDict()
 
         def use(user: int, engine: Engine = engine, loaded: Any = loaded) -> bool:  # noqa: ANN401
