@@ -152,7 +152,7 @@ def pictures_of(limner: Limner, user: str) -> list[tuple[bytes, str]]:
     for number, (caption, prompt) in enumerate(PROMPTS):
         seed = SEED + (1 if number == 1 else 0)
         generation = limner.generate(user, prompt, seed=seed)
-        pictures.append((generation.images[0].png, caption))
+        pictures.append((generation.images[0].content, caption))
     return pictures
 
 

@@ -31,7 +31,7 @@ def open_engine(settings: Settings) -> Opened:
     """Loads the base and puts an engine over it.
 
     Raises:
-        LimnerError: ``BASE_INVALID``.
+        LimnerError: ``BASE_INVALID``; ``INVALID_INPUT``, if there is no such content check.
     """
     # The base is looked at before torch is imported, which takes seconds.
     read_card(settings.base_dir)
@@ -40,7 +40,10 @@ def open_engine(settings: Settings) -> Opened:
 
     from inference.engine.base import load_base
     from inference.engine.engine import Engine
+    from inference.engine.safety import load_check
 
+    # Before the base, which takes long to load: a wrong name should be told at once.
+    safety = load_check(settings.safety) if settings.safety else None
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     device = settings.device
@@ -49,7 +52,16 @@ def open_engine(settings: Settings) -> Opened:
     imported = time.perf_counter()
     base = load_base(settings.base_dir, device)
     return Opened(
-        Engine(base, max_models=settings.max_models, max_rank=settings.max_rank),
+        Engine(
+            base,
+            max_models=settings.max_models,
+            max_rank=settings.max_rank,
+            adapter_bytes=settings.adapter_bytes,
+            slot_bytes=settings.slot_bytes,
+            max_rows=settings.max_rows,
+            max_queue=settings.max_queue,
+            safety=safety,
+        ),
         {
             "base_id": base.base_id,
             "device": device,

@@ -20,8 +20,15 @@ class Settings(BaseSettings):
         base_dir: Folder of the base.
         models_root: Folder under which every model's ``url`` must lie. SageMaker unpacks to
             ``/opt/ml/models/<hash>/model``.
-        max_models: Slots: adapters in memory at once. A load beyond is answered by 507, upon
-            which SageMaker unloads a model that is not used.
+        max_models: Models in memory at once. A load beyond is answered by 507, upon which
+            SageMaker unloads a model that is not used.
+        adapter_bytes: Bytes of all adapters in the host's memory; also answered by 507.
+        slot_bytes: Bytes of all slots on the device, from which adapters draw. Filled from the
+            host's memory as they are needed, the one used longest ago leaving.
+        max_rows: Rows of images that are drawn at the same time; a guided image takes two, and
+            larger ones than the base's own count by their area. By the memory of a pass.
+        max_queue: Requests that may wait; one more is answered by 503.
+        safety: Content check, ``module:attribute`` (``inference.engine.safety``).
         max_rank: Highest rank of an adapter; training's own limit.
         device: Where the base runs; ``auto`` takes a GPU where there is one.
         torch_threads: Threads of one CPU operation; 0 leaves it to torch.
@@ -33,7 +40,14 @@ class Settings(BaseSettings):
     host: str = Field(default="0.0.0.0", validation_alias="LIMNER_BIND_HOST")  # noqa: S104
     base_dir: Path = Field(default=Path("/opt/base"), validation_alias="LIMNER_BASE_DIR")
     models_root: Path = Field(default=Path("/opt/ml/models"), validation_alias="LIMNER_MODELS_ROOT")
-    max_models: int = Field(default=100, ge=1, validation_alias="LIMNER_MAX_MODELS")
+    max_models: int = Field(default=10_000, ge=1, validation_alias="LIMNER_MAX_MODELS")
+    adapter_bytes: int = Field(default=1 << 30, ge=1, validation_alias="LIMNER_ADAPTER_BYTES")
+    slot_bytes: int = Field(default=256 << 20, ge=1, validation_alias="LIMNER_SLOT_BYTES")
+    max_rows: int = Field(default=16, ge=1, le=4096, validation_alias="LIMNER_MAX_ROWS")
+    max_queue: int = Field(default=64, ge=1, validation_alias="LIMNER_MAX_QUEUE")
+    safety: str | None = Field(
+        default=None, pattern=r"^[\w.]+:\w+$", validation_alias="LIMNER_SAFETY"
+    )
     max_rank: int = Field(default=256, ge=1, validation_alias="LIMNER_MAX_RANK")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", validation_alias="LIMNER_DEVICE")
     torch_threads: int = Field(default=0, ge=0, validation_alias="LIMNER_TORCH_THREADS")

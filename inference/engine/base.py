@@ -1,7 +1,7 @@
 """The resident base: the parts of a ``StableDiffusionPipeline``, loaded once for all users.
 
 The parts are loaded one by one, and not through the pipeline class, whose import costs a second
-and which owns a denoising loop for one user (ours is in ``denoise``).
+and which owns a denoising loop for one user (ours is in ``denoise`` and ``batcher``).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _PARTS: Final = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ResidentBase:
-    """The base in memory.
+    """The base in memory; equal to nothing but itself.
 
     Attributes:
         base_id: Name of the base.
@@ -46,7 +46,7 @@ class ResidentBase:
         unet: ``UNet2DConditionModel`` with adapted layers.
         vae: ``AutoencoderKL``.
         scheduler: Template of the scheduler; each generation makes its own from its config.
-        selection: Which adapter the UNet reads.
+        selection: Which adapters the UNet reads.
         layers: What can be adapted.
         device: Where the weights lie.
         dtype: Type of the weights.

@@ -1,25 +1,36 @@
 """The engine: load, unload, and generate, with one base and one thread that draws.
 
-All generations run on one thread, one after the other: the UNet's selection has one writer, and a
-GPU gains nothing from two. Shells submit and wait; the queue between is where requests of several
-users will be gathered into one batch.
+::
+
+    load ──> artifact checked ──> host copy (bounded by bytes: 507) ─┐
+                                                                     │ LRU, by bytes
+    submit ──> prompt checked ──> queue ──> batch  <── slot on the device
+                                              │
+                                 images checked ──> Future[Generation]
+
+A model stays in memory while one of its requests waits or is drawn; unloading waits for them.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Final
 
 import torch
 
+from inference import metrics
+from inference.engine.bank import Residency
 from inference.engine.base import ResidentBase
-from inference.engine.denoise import Pixels, draw
-from inference.engine.reader import Adapter, read_adapter
-from inference.engine.slots import Slots
+from inference.engine.batcher import Batcher, Drawn, Order
+from inference.engine.denoise import Artist, Pixels, is_guided, latent_size
+from inference.engine.reader import Adapter, check_artifact, read_adapter
+from inference.engine.safety import Guard, SafetyCheck
+from inference.engine.table import Table
 from limner.contracts.artifact import Manifest
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
@@ -29,19 +40,23 @@ from limner.contracts.generation import GenerateRequest
 MAX_ANSWER_S: Final = 60.0
 # SageMaker gives up on an unload after 360 s; Triton waits up to 350 s, and so do we.
 UNLOAD_TIMEOUT_S: Final = 350.0
+ADAPTER_BYTES: Final = 1 << 30
+SLOT_BYTES: Final = 256 << 20
+MAX_ROWS: Final = 16
+MAX_QUEUE: Final = 64
 
 TOKEN: Final = "{token}"  # noqa: S105 (a word in prompts, no secret)
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in a slot.
+    """A model in memory.
 
     Attributes:
         name: The platform's opaque name of it.
         folder: Where it was read from.
         adapter: Its weights.
-        load_ms: Milliseconds from folder to slot.
+        load_ms: Milliseconds from folder to memory.
     """
 
     name: str
@@ -66,7 +81,8 @@ class Generation:
         base_id: The base.
         adapter_sha256: The manifest's hash of the adapter.
         queue_ms: Milliseconds between submission and start.
-        denoise_ms: Milliseconds in the text encoder, the denoising loop and the decoder.
+        denoise_ms: Milliseconds in the text encoder, the denoising loop and the decoder; whoever
+            shared the passes has the same ones.
     """
 
     pixels: Pixels
@@ -79,50 +95,97 @@ class Generation:
 
 
 class Engine:
-    """One resident base and the adapters in its slots; safe to use from any thread.
+    """One resident base and the adapters on it; safe to use from any thread.
 
     Args:
         base: The base; from now on only the engine may run its UNet.
-        max_models: Number of slots.
+        max_models: Models in memory at most.
         max_rank: Highest rank that is loaded.
+        adapter_bytes: Bytes of all adapters in the host's memory. A load beyond is
+            ``OUT_OF_MEMORY``, upon which the platform unloads another model.
+        slot_bytes: Bytes of all slots on the device.
+        max_rows: Rows that are drawn at the same time; a guided image takes two, and larger ones
+            than the base's own count by their area.
+        max_queue: Requests that may wait.
+        answer_s: Seconds after which nobody waits for an answer any more.
+        safety: Check of prompts and images, if any.
     """
 
-    def __init__(self, base: ResidentBase, *, max_models: int, max_rank: int) -> None:
+    def __init__(
+        self,
+        base: ResidentBase,
+        *,
+        max_models: int,
+        max_rank: int,
+        adapter_bytes: int = ADAPTER_BYTES,
+        slot_bytes: int = SLOT_BYTES,
+        max_rows: int = MAX_ROWS,
+        max_queue: int = MAX_QUEUE,
+        answer_s: float = MAX_ANSWER_S,
+        safety: SafetyCheck | None = None,
+    ) -> None:
         self._base = base
         self._max_rank = max_rank
-        self._slots: Slots[LoadedModel] = Slots(max_models)
-        self._stopping = threading.Event()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draw")
+        self._answer_s = answer_s
+        self._models: Table[LoadedModel] = Table(max_models, adapter_bytes)
+        self._residency = Residency(slot_bytes, max_models, base.device, base.dtype)
+        self._batcher = Batcher(
+            Artist(base), self._residency, max_rows=max_rows, max_queue=max_queue
+        )
+        self._guard = Guard(safety) if safety else None
+        # Looking at images must not keep the next step waiting.
+        self._looking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="look")
+
+    @property
+    def base(self) -> ResidentBase:
+        """The base."""
+        return self._base
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the adapters in the host's memory and of all slots on the device."""
+        return self._models.size_bytes + self._residency.size_bytes
 
     def load(self, name: str, folder: Path) -> LoadedModel:
-        """Checks an artifact and copies its adapter into a slot.
+        """Checks an artifact and copies its adapter to memory.
 
         Raises:
             LimnerError: ``MODEL_ALREADY_LOADED``, ``OUT_OF_MEMORY``, ``ARTIFACT_INVALID`` or
                 ``ARTIFACT_WRONG_BASE``.
         """
-        self._slots.reserve(name)
+        self._models.reserve(name)
         started = time.perf_counter()
         filled = False
         try:
-            adapter = read_adapter(folder, self._base, self._max_rank)
+            checked = check_artifact(folder, self._base, self._max_rank)
+            if checked.size_bytes > self._residency.budget_bytes:
+                raise LimnerError(
+                    "OUT_OF_MEMORY", f"One adapter of {checked.size_bytes} bytes fills all slots."
+                )
+            self._models.charge(name, checked.size_bytes)
+            adapter = read_adapter(checked, self._base)
             model = LoadedModel(name, folder, adapter, _ms_since(started))
-            self._slots.fill(name, model)
+            self._models.fill(name, model)
             filled = True
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise LimnerError("OUT_OF_MEMORY") from error
         finally:
             if not filled:
-                self._slots.cancel(name)
+                self._models.cancel(name)
+        self._record(
+            name,
+            {metrics.LOAD_MS: model.load_ms, metrics.RESIDENT_BYTES: self.resident_bytes},
+        )
         return model
 
     def unload(self, name: str) -> None:
-        """Frees a model's slot after its running generations have ended.
+        """Frees a model's memory after its requests have ended; new ones are refused at once.
 
         Raises:
             LimnerError: ``MODEL_NOT_LOADED``, or ``DEADLINE_EXCEEDED``.
         """
-        self._slots.unload(name, UNLOAD_TIMEOUT_S)
+        model = self._models.unload(name, UNLOAD_TIMEOUT_S)
+        self._residency.drop(model.adapter)
 
     def get(self, name: str) -> LoadedModel:
         """A loaded model.
@@ -130,11 +193,11 @@ class Engine:
         Raises:
             LimnerError: ``MODEL_NOT_LOADED``.
         """
-        return self._slots.get(name)
+        return self._models.get(name)
 
     def models(self) -> list[LoadedModel]:
         """All loaded models, sorted by name."""
-        return [model for _, model in self._slots.items()]
+        return [model for _, model in self._models.items()]
 
     def submit(self, name: str, request: GenerateRequest) -> Future[Generation]:
         """Queues a generation; the model stays loaded until it has ended.
@@ -144,63 +207,107 @@ class Engine:
             request: What to draw.
 
         Returns:
-            A future. Its ``LimnerError`` may be ``INVALID_INPUT``, ``DEADLINE_EXCEEDED``,
-            ``OUT_OF_MEMORY`` or ``GENERATION_FAILED``.
+            A future, which may be cancelled at any time: the request then leaves at the next
+            step. Its ``LimnerError`` may be ``DEADLINE_EXCEEDED``, ``OUT_OF_MEMORY``,
+            ``ARTIFACT_INVALID``, ``CONTENT_REFUSED`` or ``GENERATION_FAILED``.
 
         Raises:
-            LimnerError: ``MODEL_NOT_LOADED``.
+            LimnerError: ``MODEL_NOT_LOADED``, ``INVALID_INPUT``, ``CONTENT_REFUSED``,
+                ``ENDPOINT_BUSY``, or ``GENERATION_FAILED`` if the engine was closed.
         """
-        model = self._slots.hold(name)
+        submitted = time.perf_counter()
+        model = self._models.hold(name)
+        queued = False
         try:
-            future = self._thread.submit(self._generate, model, request, time.perf_counter())
-        except RuntimeError as error:
-            self._slots.release(name)
-            raise LimnerError("GENERATION_FAILED", "The server is shutting down.") from error
-        future.add_done_callback(lambda _: self._slots.release(name))
+            # Not str.format: the prompt is the user's, and may hold any braces.
+            prompt = request.prompt.replace(TOKEN, model.manifest.subject_phrase)
+            size = latent_size(self._base, request)
+            if self._guard:
+                self._guard.see_prompt(name, prompt, request.negative_prompt)
+            future: Future[Generation] = Future()
+            self._batcher.submit(
+                Order(
+                    adapter=model.adapter,
+                    prompt=prompt,
+                    request=request,
+                    size=size,
+                    rows=self._rows(request, size),
+                    submitted=submitted,
+                    deadline=submitted + self._answer_s,
+                    is_wanted=lambda: not future.cancelled(),
+                    done=partial(self._done, model, request, prompt, future),
+                )
+            )
+            queued = True
+        finally:
+            if not queued:
+                self._models.release(name)
         return future
 
     def close(self) -> None:
-        """Ends the running generation at its next step, and takes no more."""
-        self._stopping.set()
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Ends all generations at their next step, and takes no more."""
+        self._batcher.close()
+        self._looking.shutdown(wait=True)
 
-    def _generate(
-        self, model: LoadedModel, request: GenerateRequest, submitted: float
-    ) -> Generation:
-        queue_ms = _ms_since(submitted)
+    def _rows(self, request: GenerateRequest, size: tuple[int, int]) -> int:
+        """Rows that a request takes; larger images than the base's own count as several."""
+        own = self._base.resolution_px // self._base.pixels_per_latent
+        area = max(1.0, size[0] * size[1] / own**2)
+        return ceil(request.images * (2 if is_guided(request) else 1) * area)
 
-        def go_on() -> None:
-            if self._stopping.is_set():
-                raise LimnerError("GENERATION_FAILED", "The server is shutting down.")
-            if _ms_since(submitted) > MAX_ANSWER_S * 1000:
-                raise LimnerError(
-                    "DEADLINE_EXCEEDED",
-                    f"The images were not drawn {MAX_ANSWER_S:g} s after they were asked for;"
-                    " ask for fewer or smaller images, or fewer steps.",
-                )
-
-        go_on()
-        manifest = model.manifest
-        # Not str.format: the prompt is the user's, and may hold any braces.
-        prompt = request.prompt.replace(TOKEN, manifest.subject_phrase)
-        started = time.perf_counter()
-        self._base.selection.factors = model.adapter.factors
-        try:
-            pixels = draw(self._base, prompt, request, go_on)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise LimnerError("OUT_OF_MEMORY") from error
-        finally:
-            # An unloaded adapter's memory must not be kept alive by the selection.
-            self._base.selection.factors = None
-        return Generation(
-            pixels=pixels,
+    def _done(
+        self,
+        model: LoadedModel,
+        request: GenerateRequest,
+        prompt: str,
+        future: Future[Generation],
+        outcome: Drawn | Exception,
+    ) -> None:
+        """On the drawing thread: hands on what it made of an order."""
+        # Before the answer, so that who has it finds the model free.
+        self._models.release(model.name)
+        if not future.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+            return
+        self._record(
+            model.name,
+            {
+                metrics.QUEUE_MS: outcome.queue_ms,
+                metrics.DENOISE_MS: outcome.denoise_ms,
+                metrics.SLOT_HITS: int(outcome.hit),
+                metrics.SLOT_MISSES: int(not outcome.hit),
+                metrics.EVICTIONS: outcome.evictions,
+                metrics.RESIDENT_BYTES: self.resident_bytes,
+            },
+        )
+        generation = Generation(
+            pixels=outcome.pixels,
             seeds=tuple(range(request.seed, request.seed + request.images)),
             prompt=prompt,
             base_id=self._base.base_id,
-            adapter_sha256=manifest.adapter_sha256,
-            queue_ms=queue_ms,
-            denoise_ms=_ms_since(started),
+            adapter_sha256=model.manifest.adapter_sha256,
+            queue_ms=outcome.queue_ms,
+            denoise_ms=outcome.denoise_ms,
         )
+        if self._guard is None:
+            future.set_result(generation)
+            return
+        look = self._looking.submit(self._guard.see_images, model.name, prompt, outcome.pixels)
+        look.add_done_callback(partial(_answer, future, generation))
+
+    def _record(self, name: str, values: dict[str, float]) -> None:
+        metrics.record(self._base.base_id, name, values)
+
+
+def _answer(future: Future[Generation], generation: Generation, look: Future[None]) -> None:
+    """Answers as the check of the images has ended, also with its own exception."""
+    error = look.exception()
+    if error is None:
+        future.set_result(generation)
+    else:
+        future.set_exception(error)
 
 
 def _ms_since(started: float) -> float:

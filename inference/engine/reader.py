@@ -8,9 +8,12 @@ belong to another base.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from math import isfinite
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -19,7 +22,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from inference.engine.base import ResidentBase
-from inference.engine.lora import Factors, derive_layout, unpack
+from inference.engine.lora import derive_layout, widen
 from limner.contracts import artifact
 from limner.contracts.artifact import Manifest, PackedLayout
 from limner.contracts.errors import LimnerError
@@ -28,25 +31,62 @@ from limner.contracts.training import explain
 _FOLDERS: Final = {
     str(parent) for name in artifact.MEMBERS for parent in PurePosixPath(name).parents
 } - {"."}
+_KEYS: Final = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class SlotLayout:
+    """The layout of a slot, and its digest, which takes long to make."""
+
+    layout: PackedLayout
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Checked:
+    """An artifact whose form, base and hashes are right; its weights are not in memory yet.
+
+    Attributes:
+        manifest: What it says of itself.
+        layout: Of its packed file.
+        slot_layout: Of a slot for it: the same layers, its rank padded.
+        packed: Its packed file.
+        size_bytes: Bytes of a slot for it.
+    """
+
+    manifest: Manifest
+    layout: PackedLayout
+    slot_layout: SlotLayout
+    packed: Path
+    size_bytes: int
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter in a slot, ready to draw.
+    """An adapter in memory, in the form of a slot.
 
     Attributes:
+        key: Never used twice: an adapter that is loaded again has another one.
         manifest: What the artifact says of itself, checked.
-        flat: All weights, ``[layout.size]``, on the base's device; the slot.
-        factors: Views of ``flat``, by layer.
+        layout: Places of its matrices in ``row``.
+        layout_sha256: The layout's digest.
+        row: All weights, ``[layout.size]``, on the host, in the base's type.
     """
 
+    key: int
     manifest: Manifest
-    flat: torch.Tensor
-    factors: dict[str, Factors]
+    layout: PackedLayout
+    layout_sha256: str
+    row: torch.Tensor
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of ``row``."""
+        return self.row.numel() * self.row.element_size()
 
 
-def read_adapter(folder: Path, base: ResidentBase, max_rank: int) -> Adapter:
-    """Checks an artifact and copies its packed weights to the base's device.
+def check_artifact(folder: Path, base: ResidentBase, max_rank: int) -> Checked:
+    """Checks an artifact without bringing its weights into memory.
 
     Args:
         folder: The unpacked artifact; the caller has checked where it lies.
@@ -67,13 +107,52 @@ def read_adapter(folder: Path, base: ResidentBase, max_rank: int) -> Adapter:
         )
     if manifest.rank > max_rank:
         raise _invalid(f"its rank is {manifest.rank}, the limit is {max_rank}")
-    layout = derive_layout(base.layers, manifest.target_modules, manifest.rank)
-    if layout.digest() != manifest.layout_sha256:
+    own = _layout(base, manifest.target_modules, manifest.rank)
+    if own.sha256 != manifest.layout_sha256:
         raise _invalid("its layout is not the one of its layers and rank")
     _check_hash(folder / artifact.ADAPTER, manifest.adapter_sha256)
     _check_hash(folder / artifact.PACKED, manifest.packed_sha256)
-    flat = _read_packed(folder / artifact.PACKED, layout, base)
-    return Adapter(manifest, flat, unpack(flat, layout))
+    wider = _layout(base, manifest.target_modules, padded_rank(manifest.rank))
+    return Checked(
+        manifest=manifest,
+        layout=own.layout,
+        slot_layout=wider,
+        packed=folder / artifact.PACKED,
+        size_bytes=wider.layout.size * base.dtype.itemsize,
+    )
+
+
+def read_adapter(checked: Checked, base: ResidentBase) -> Adapter:
+    """Copies the packed weights of a checked artifact to the host's memory.
+
+    Raises:
+        LimnerError: ``ARTIFACT_INVALID``, if they are not what the manifest says, or not finite.
+    """
+    stored = _read_packed(checked)
+    wider = checked.slot_layout
+    # Pinned memory: the copy to a GPU then runs beside its work.
+    row = torch.empty(wider.layout.size, dtype=base.dtype, pin_memory=base.device.type == "cuda")
+    widen(stored, checked.layout, row, wider.layout)
+    # Checked in the base's own type, in which a large fp32 number may be infinite. Whatever is not
+    # a number becomes the smallest and the largest one; ten times faster than to ask each.
+    if not all(isfinite(float(bound)) for bound in row.aminmax()):
+        raise _invalid(f"{checked.packed.name} holds numbers that are not finite")
+    return Adapter(next(_KEYS), checked.manifest, wider.layout, wider.sha256, row)
+
+
+def padded_rank(rank: int) -> int:
+    """The rank of a slot for an adapter of this rank: the next power of two.
+
+    So that users of nearly equal ranks share a bank, at twice the memory at most.
+    """
+    return 1 << (rank - 1).bit_length()
+
+
+# One config is shared by nearly all users of an endpoint, so its layout is derived once.
+@lru_cache(maxsize=64)
+def _layout(base: ResidentBase, target_modules: tuple[str, ...], rank: int) -> SlotLayout:
+    layout = derive_layout(base.layers, target_modules, rank)
+    return SlotLayout(layout, layout.digest())
 
 
 def _invalid(reason: str) -> LimnerError:
@@ -122,25 +201,21 @@ def _check_hash(path: Path, expected: str) -> None:
         raise _invalid(f"{path.name} does not have the hash that the manifest gives")
 
 
-def _read_packed(path: Path, layout: PackedLayout, base: ResidentBase) -> torch.Tensor:
-    """The packed weights, ``[layout.size]``, on the base's device and in its type."""
+def _read_packed(checked: Checked) -> torch.Tensor:
+    """The packed weights as they are stored, ``[layout.size]``, on a mapping of the file."""
+    path = checked.packed
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if file.keys() != [artifact.PACKED_TENSOR]:
                 raise _invalid(f"{path.name} must hold the one tensor {artifact.PACKED_TENSOR!r}")
-            if metadata.get(artifact.PACKED_LAYOUT_KEY) != layout.digest():
+            if metadata.get(artifact.PACKED_LAYOUT_KEY) != checked.manifest.layout_sha256:
                 raise _invalid(f"{path.name} has another layout than the manifest says")
-            if file.get_slice(artifact.PACKED_TENSOR).get_shape() != [layout.size]:
+            if file.get_slice(artifact.PACKED_TENSOR).get_shape() != [checked.layout.size]:
                 raise _invalid(f"{path.name} has another size than its layout")
-            stored = file.get_tensor(artifact.PACKED_TENSOR)
+            stored: torch.Tensor = file.get_tensor(artifact.PACKED_TENSOR)
     except SafetensorError as error:
         raise _invalid(f"{path.name} is no sound safetensors file") from error
     if not stored.dtype.is_floating_point:
         raise _invalid(f"{path.name} does not hold floating-point numbers")
-    # A copy in any case: the stored tensor lies on a mapping of the file, which may go away.
-    flat: torch.Tensor = stored.to(base.device, base.dtype, copy=True)
-    # Checked in the base's own type, in which a large fp32 number may be infinite.
-    if not bool(flat.isfinite().all()):
-        raise _invalid(f"{path.name} holds numbers that are not finite")
-    return flat
+    return stored

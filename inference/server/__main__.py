@@ -45,7 +45,7 @@ def serve(settings: Settings) -> None:
         settings: The container's settings.
 
     Raises:
-        LimnerError: ``BASE_INVALID``.
+        LimnerError: ``BASE_INVALID``; ``INVALID_INPUT``, if there is no such content check.
         OSError: If the address is taken.
     """
     opened = open_engine(settings)

@@ -11,9 +11,10 @@ import asyncio
 import time
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -22,9 +23,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from inference.answers import answer_type, encode_answer
+from inference.answers import Form, encode_answer
 from inference.bodies import model_folder
-from inference.engine.engine import Engine, LoadedModel
+from inference.engine.engine import Engine, Generation, LoadedModel
 from inference.logs import fingerprint, log
 from inference.server.requests import LoadRequest, read_body, read_page
 from limner.contracts.errors import LimnerError
@@ -84,16 +85,44 @@ class Api:
         """``POST /models/{model}/invoke``."""
         name = _named(request, facts)
         body = await read_body(request, GenerateRequest)
-        media_type = answer_type(request.headers.get("accept", ""), body)
-        generation = await asyncio.wrap_future(self._engine.submit(name, body))
+        form = Form.of(request.headers.get("accept", ""), body)
+        # In a thread: the app's check of the prompt may take its time.
+        future = await run_in_threadpool(self._engine.submit, name, body)
+        generation = await _unless_gone(request, future)
         facts.update(
             images=body.images,
             steps=body.steps,
             queue_ms=round(generation.queue_ms, 2),
             denoise_ms=round(generation.denoise_ms, 2),
         )
-        content = await run_in_threadpool(encode_answer, generation, media_type)
-        return Response(content, media_type=media_type)
+        content = await run_in_threadpool(encode_answer, generation, form)
+        return Response(content, media_type=form.media_type)
+
+
+async def _unless_gone(request: Request, future: Future[Generation]) -> Generation:
+    """The generation; it is cancelled as soon as the client has gone away.
+
+    Raises:
+        LimnerError: ``GENERATION_CANCELLED``; the generation's own.
+    """
+    drawing = asyncio.wrap_future(future)
+    gone = asyncio.ensure_future(_gone(request))
+    either: set[asyncio.Future[Any]] = {drawing, gone}
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not drawing.done():
+            raise LimnerError("GENERATION_CANCELLED")
+        return drawing.result()
+    finally:
+        gone.cancel()
+        # Also where this task itself was cancelled; nothing happens to what is done.
+        drawing.cancel()
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has closed its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def build_app(engine: Engine, models_root: Path) -> Starlette:

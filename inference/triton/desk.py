@@ -15,7 +15,7 @@ from typing import Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from inference.answers import answer_type, encode_answer
+from inference.answers import Form, encode_answer
 from inference.bodies import model_folder, parse_body
 from inference.engine.engine import Engine, Generation
 from inference.logs import fingerprint, log
@@ -101,16 +101,16 @@ class Desk:
             _report("invoke", facts, answer, started)
             reply(answer)
 
-        def encode(drawn: Drawing, media_type: str) -> None:
-            finish(_outcome("invoke", facts, lambda: _encoded(drawn, media_type, facts)))
+        def encode(drawn: Drawing, form: Form) -> None:
+            finish(_outcome("invoke", facts, lambda: _encoded(drawn, form, facts)))
 
         begun = _outcome("invoke", facts, lambda: self._begin(call, facts))
         if isinstance(begun, LimnerError):
             finish(begun)
             return
-        drawing, media_type = begun
+        drawing, form = begun
         # The callback runs on the thread that draws, which has better things to do than PNGs.
-        drawing.add_done_callback(lambda drawn: self._encoders.submit(encode, drawn, media_type))
+        drawing.add_done_callback(lambda drawn: self._encoders.submit(encode, drawn, form))
 
     def close(self) -> None:
         """Ends what is running, answers it, and takes no more."""
@@ -128,12 +128,12 @@ class Desk:
         model = self._engine.load(name, folder)
         facts["load_ms"] = round(model.load_ms, 2)
 
-    def _begin(self, call: Call, facts: Facts) -> tuple[Drawing, str]:
+    def _begin(self, call: Call, facts: Facts) -> tuple[Drawing, Form]:
         facts["model"] = name = self._name(Path(call.folder))
         request = parse_body(call.body, GenerateRequest)
         facts.update(images=request.images, steps=request.steps)
-        media_type = answer_type(call.accept, request)
-        return self._engine.submit(name, request), media_type
+        form = Form.of(call.accept, request)
+        return self._engine.submit(name, request), form
 
     def _name(self, folder: Path) -> str:
         """``<hash>/model``: the platform's own name of the model, and a word that says nothing."""
@@ -142,11 +142,11 @@ class Desk:
         return folder.relative_to(self._models_root).as_posix()
 
 
-def _encoded(drawn: Drawing, media_type: str, facts: Facts) -> bytes:
+def _encoded(drawn: Drawing, form: Form, facts: Facts) -> bytes:
     generation = drawn.result()
     facts["queue_ms"] = round(generation.queue_ms, 2)
     facts["denoise_ms"] = round(generation.denoise_ms, 2)
-    return encode_answer(generation, media_type)
+    return encode_answer(generation, form)
 
 
 def _outcome(event: str, facts: Facts, work: Callable[[], T]) -> T | LimnerError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -12,6 +12,9 @@ from limner.cli.boundary import guarded
 from limner.cli.options import AsJson, ModelOption, On, Stage, User
 from limner.cli.target import connect
 from limner.contracts.errors import LimnerError
+
+if TYPE_CHECKING:
+    from limner.contracts.generation import ImageFormat
 
 
 @guarded
@@ -24,13 +27,16 @@ def generate(
         ),
     ],
     number: Annotated[int, typer.Option("-n", "--images", help="Images, 1 to 8.")] = 1,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the PNG files.")] = Path(),
+    out: Annotated[Path, typer.Option("--out", help="Folder for the image files.")] = Path(),
     seed: Annotated[int, typer.Option("--seed", help="Of the first image; image i adds i.")] = 0,
     steps: Annotated[int, typer.Option("--steps", help="Denoising steps, 1 to 100.")] = 20,
     guidance: Annotated[
         float, typer.Option("--guidance", help="How strictly to follow the prompt, 0 to 20.")
     ] = 3.0,
     negative: Annotated[str, typer.Option("--negative", help="What to keep away from.")] = "",
+    image_format: Annotated[
+        str, typer.Option("--format", help="Of the files: png, jpeg or webp.")
+    ] = "png",
     model: ModelOption = None,
     version: Annotated[
         int | None, typer.Option("--version", help="An older version; default: the live one.")
@@ -57,6 +63,7 @@ def generate(
         seed=seed,
         steps=steps,
         guidance=guidance,
+        image_format=cast("ImageFormat", image_format),
         deadline_s=timeout,
     )
     try:

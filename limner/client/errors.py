@@ -44,6 +44,8 @@ _CODES: Final[dict[str, str]] = {
 }
 _CREDENTIALS: Final = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)
 _NO_ENDPOINT: Final = re.compile(r"could not find endpoint|endpoint \S+.* not found", re.IGNORECASE)
+# Other answers of the container that are for the caller: to ask for something else, or later.
+_CALLERS: Final = frozenset({"CONTENT_REFUSED", "ENDPOINT_BUSY"})
 _MAX_TEXT: Final = 500
 
 
@@ -111,7 +113,8 @@ def _is_missing_resource(operation: str, code: str, message: str) -> bool:
 def _of_container(error: ClientError) -> LimnerError:
     """The endpoint's container answered with an error: its own JSON, or any text.
 
-    What the caller can mend (the registry's 400s) keeps its code; everything else is ours.
+    What the caller can mend (the registry's 400s, and ``_CALLERS``) keeps its code; everything else
+    is ours.
     """
     text = own_words(str(error.response.get("OriginalMessage", "")))
     code, message = "", text[:_MAX_TEXT]
@@ -120,7 +123,7 @@ def _of_container(error: ClientError) -> LimnerError:
         code, message = str(inner["code"]), str(inner["message"])[:_MAX_TEXT]
     except (ValueError, KeyError, TypeError):
         pass  # not our container's form: the text says what there is to say
-    if code in REGISTRY and REGISTRY[code].http_status == 400:
+    if code in REGISTRY and (REGISTRY[code].http_status == 400 or code in _CALLERS):
         return LimnerError(code, message)
     reason = f"{code}: {message}" if code else message or "The container gave no reason."
     return LimnerError("GENERATION_FAILED", reason)

@@ -20,7 +20,7 @@ from limner.client.registration import PromisedPhoto, Registration
 from limner.contracts import keys
 from limner.contracts.digests import input_digest
 from limner.contracts.errors import REGISTRY, LimnerError
-from limner.contracts.generation import GenerateRequest
+from limner.contracts.generation import GenerateRequest, ImageFormat
 from limner.contracts.limits import MAX_OPEN_REQUESTS
 from limner.contracts.onboarding import OnboardingInput
 from limner.contracts.statuses import RequestStatus, VersionStatus
@@ -400,6 +400,7 @@ class Limner:
         guidance: float = 3.0,
         height: int | None = None,
         width: int | None = None,
+        image_format: ImageFormat = "png",
         deadline_s: float = generation.LOADING_DEADLINE_S,
     ) -> Generation:
         """Draws images with a user's model.
@@ -418,11 +419,13 @@ class Limner:
             guidance: Scale of classifier-free guidance.
             height: Pixels, a multiple of 8; the base's own size where absent.
             width: As the height.
-            deadline_s: Seconds to go on asking while the endpoint loads the model.
+            image_format: ``png``, ``jpeg`` or ``webp``.
+            deadline_s: Seconds to go on asking while the endpoint loads the model, or is busy.
 
         Raises:
             LimnerError: ``INVALID_INPUT``, ``MODEL_NOT_FOUND``, ``MODEL_NOT_READY``,
-                ``MODEL_LOADING`` or ``THROTTLED`` at the deadline, ``GENERATION_FAILED``.
+                ``MODEL_LOADING``, ``ENDPOINT_BUSY`` or ``THROTTLED`` at the deadline,
+                ``CONTENT_REFUSED``, ``GENERATION_FAILED``.
         """
         try:
             wish = GenerateRequest(
@@ -434,6 +437,7 @@ class Limner:
                 images=images,
                 height=height,
                 width=width,
+                format=image_format,
             )
         except ValidationError as error:
             raise LimnerError("INVALID_INPUT", f"{explain(error)}.") from error

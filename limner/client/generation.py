@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import random
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from limner.contracts.generation import (
     MAX_BODY_BYTES,
     GenerateRequest,
     GenerateResponse,
+    ImageFormat,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ LOADING_DEADLINE_S: Final = 360.0
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 8.0
 # The modelled errors of InvokeEndpoint that pass by themselves, and throttling. A ModelError is
-# the container's own answer and is not repeated.
+# the container's own answer and is not repeated, unless it says that its queue is full.
 _PASSING: Final = frozenset(
     {
         "ModelNotReadyException",
@@ -47,18 +47,20 @@ class Image:
     """One generated image.
 
     Attributes:
-        png: A PNG file's bytes.
+        content: The file's bytes.
         seed: The seed that gives it again.
+        format: What kind of file it is.
     """
 
-    png: bytes
+    content: bytes
     seed: int
+    format: ImageFormat = "png"
 
     def save(self, path: Path | str) -> Path:
-        """Writes the PNG, makes the folders above it, and returns the path."""
+        """Writes the file, makes the folders above it, and returns the path."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(self.png)
+        target.write_bytes(self.content)
         return target
 
 
@@ -89,10 +91,13 @@ class Generation:
     denoise_ms: float
 
     def save(self, folder: Path | str) -> list[Path]:
-        """Writes all images as ``<user>-<model>-v<version>-<prompt's hash>-s<seed>.png``."""
+        """Writes all images as ``<user>-<model>-v<version>-<prompt's hash>-s<seed>.<format>``."""
         words = hashlib.sha256(self.prompt.encode()).hexdigest()[:6]
         stem = f"{self.user_id}-{self.model_id}-v{self.version}-{words}"
-        return [image.save(Path(folder) / f"{stem}-s{image.seed}.png") for image in self.images]
+        return [
+            image.save(Path(folder) / f"{stem}-s{image.seed}.{image.format}")
+            for image in self.images
+        ]
 
 
 def invoke(
@@ -104,7 +109,7 @@ def invoke(
     deadline_s: float,
     clock: Clock,
 ) -> GenerateResponse:
-    """Asks one model of the endpoint, again and again while it is loading.
+    """Asks one model of the endpoint, again and again while it is loading or busy.
 
     Args:
         runtime: A client without retries of its own.
@@ -115,10 +120,11 @@ def invoke(
         clock: Time.
 
     Raises:
-        LimnerError: ``MODEL_LOADING``, ``THROTTLED`` or ``GENERATION_FAILED`` at the deadline;
-            what the container says, at once.
+        LimnerError: ``MODEL_LOADING``, ``ENDPOINT_BUSY``, ``THROTTLED`` or ``GENERATION_FAILED``
+            at the deadline; what else the container says, at once.
     """
-    body = request.model_dump_json().encode()
+    # Only what differs from the defaults: an endpoint of last year knows no fields of this year.
+    body = request.model_dump_json(exclude_defaults=True).encode()
     deadline = clock.monotonic() + deadline_s
     pause_s = _FIRST_PAUSE_S
     while True:
@@ -143,8 +149,10 @@ def invoke(
             # The full-jitter wait keeps clients that met the same cold model from coming back at
             # the same moment.
             wait_s = random.uniform(_FIRST_PAUSE_S / 2, pause_s)  # noqa: S311 - not a secret
-            if code_of(error) not in _PASSING or clock.monotonic() + wait_s > deadline:
-                raise translate(error) from error
+            failure = translate(error)
+            passes = code_of(error) in _PASSING or failure.code == "ENDPOINT_BUSY"
+            if not passes or clock.monotonic() + wait_s > deadline:
+                raise failure from error
         clock.sleep(wait_s)
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
@@ -156,10 +164,7 @@ def images_of(response: GenerateResponse) -> tuple[Image, ...]:
         LimnerError: ``GENERATION_FAILED``, if one is not base64.
     """
     try:
-        return tuple(
-            Image(base64.b64decode(image.png_base64, validate=True), image.seed)
-            for image in response.images
-        )
+        return tuple(Image(image.content, image.seed, image.format) for image in response.images)
     except ValueError as error:
         raise LimnerError("GENERATION_FAILED", "The endpoint sent a broken image.") from error
 

@@ -299,6 +299,28 @@ _SPECS: Final = (
         retryable=True,
         fault="limner",
     ),
+    _spec(
+        "GENERATION_CANCELLED",
+        # Not in any RFC, but what proxies log for a client that went away.
+        499,
+        "Whoever asked for the images went away before they were drawn.",
+        "Ask again.",
+        retryable=True,
+    ),
+    _spec(
+        "ENDPOINT_BUSY",
+        503,
+        "More requests wait for the endpoint than it may keep.",
+        "Try again in some seconds; if it happens often, add instances.",
+        retryable=True,
+        fault="aws",
+    ),
+    _spec(
+        "CONTENT_REFUSED",
+        422,
+        "The prompt or an image did not pass the app's content check.",
+        "Ask for something else.",
+    ),
     # The laptop and the deployment.
     _spec(
         "LAPTOP_NOT_RUNNING",

@@ -1,5 +1,6 @@
 """What the ASGI shell promises beyond the suite of both: pages, names, paths, and bad artifacts."""
 
+import hashlib
 import json
 import shutil
 import time
@@ -54,6 +55,16 @@ def test_a_listing_comes_in_pages(container: Container) -> None:
     assert _names(second) == ["gamma"]
     assert "nextPageToken" not in json.loads(second.content)
     assert container.get("/models", limit=0).refusal == (400, "INVALID_INPUT")
+
+
+def test_each_load_and_generation_is_a_line_of_metrics(container: Container) -> None:
+    container.load("alpha")
+    container.invoke("alpha", steps=2)
+    container.invoke("alpha", steps=2, format="webp")
+    lines = [line for line in container.lines() if line["event"] == "metrics"][-3:]
+    assert ["LoadMs" in line for line in lines] == [True, False, False]
+    assert [line.get("SlotHits") for line in lines] == [None, 0, 1]
+    assert {line["Model"] for line in lines} == {hashlib.sha256(b"alpha").hexdigest()[:12]}
 
 
 @pytest.mark.parametrize("name", ["", "../alpha", "a/b", "a b", ".hidden", "x" * 129, "a\n"])

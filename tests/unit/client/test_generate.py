@@ -81,7 +81,7 @@ def test_generate_asks_for_the_live_version(aws: World, endpoint: Endpoint, tmp_
     drawn = aws.limner.generate("alice", "{token} runs", model_id="dog", images=2, seed=5)
 
     assert (drawn.version, drawn.target_model) == (3, "alice/dog/v3.tar.gz")
-    assert [image.png for image in drawn.images] == [photo(5), photo(6)]
+    assert [image.content for image in drawn.images] == [photo(5), photo(6)]
     assert GenerateRequest.model_validate_json(endpoint.asked[0]["Body"]) == GenerateRequest(
         prompt="{token} runs", images=2, seed=5
     )
@@ -148,6 +148,28 @@ def test_a_cold_model_is_waited_for(aws: World, endpoint: Endpoint) -> None:
     assert all(0 < seconds <= 8 for seconds in aws.clock.sleeps)
 
 
+def test_a_busy_endpoint_is_asked_again(aws: World, endpoint: Endpoint) -> None:
+    aws.put_model("alice")
+    body = json.dumps(LimnerError("ENDPOINT_BUSY").to_dict())
+    endpoint.will_fail("ModelError", OriginalStatusCode=503, OriginalMessage=body)
+    endpoint.will_draw("alice/default/v1.tar.gz", [0])
+    assert len(aws.limner.generate("alice", "x").images) == 1
+    assert len(aws.clock.sleeps) == 1
+
+
+def test_other_formats_are_asked_for_and_saved(
+    aws: World, endpoint: Endpoint, tmp_path: Path
+) -> None:
+    aws.put_model("alice")
+    images = [{"format": "webp", "data_base64": base64.b64encode(b"RIFF").decode(), "seed": 0}]
+    endpoint.will_draw("alice/default/v1.tar.gz", [], images=images)
+    drawn = aws.limner.generate("alice", "x", image_format="webp")
+    assert json.loads(endpoint.asked[0]["Body"]) == {"prompt": "x", "format": "webp"}
+    (path,) = drawn.save(tmp_path)
+    assert path.suffix == ".webp"
+    assert path.read_bytes() == b"RIFF"
+
+
 @pytest.mark.parametrize(
     ("passing", "code"),
     [
@@ -175,6 +197,7 @@ def test_waiting_for_a_cold_model_ends_at_the_deadline(
     [
         (LimnerError("INVALID_INPUT", "height").to_dict(), "INVALID_INPUT", "height"),
         (LimnerError("ARTIFACT_WRONG_BASE").to_dict(), "ARTIFACT_WRONG_BASE", "another base"),
+        (LimnerError("CONTENT_REFUSED", "no").to_dict(), "CONTENT_REFUSED", "no"),
         (LimnerError("OUT_OF_MEMORY").to_dict(), "GENERATION_FAILED", "OUT_OF_MEMORY: There is no"),
         ({"error": {"code": "NEW", "message": "m"}}, "GENERATION_FAILED", "NEW: m"),
         ({"error": "text"}, "GENERATION_FAILED", '{"error": "text"}'),
@@ -219,8 +242,10 @@ def test_errors_of_the_endpoint(
         {"Body": body(b"<html>"), "ContentType": "text/html"},
         {"Body": body(b'{"images": []}'), "ContentType": "application/json"},
         answer([0], images=[{"png_base64": "%%%", "seed": 0}]),
+        answer([0], images=[{"seed": 0}]),
+        answer([0], images=[{"format": "webp", "png_base64": "eA==", "seed": 0}]),
     ],
-    ids=["no json", "fields missing", "no base64"],
+    ids=["no json", "fields missing", "no base64", "no image", "no PNG"],
 )
 def test_a_broken_answer(aws: World, endpoint: Endpoint, broken: dict[str, Any]) -> None:
     aws.put_model("alice")

@@ -1,8 +1,7 @@
 """The engine draws what diffusers draws, and switching adapters leaves nothing behind."""
 
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,13 @@ from diffusers import StableDiffusionPipeline
 
 from inference.engine import engine as engine_module
 from inference.engine.base import ResidentBase, load_base
-from inference.engine.denoise import draw
+from inference.engine.denoise import Artist, latent_size
 from inference.engine.engine import Engine, Generation
 from limner.contracts import artifact
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
 from tests.support.artifacts import write_artifact
+from tests.support.drawing import draw
 from tests.support.pipelines import save_random_pipeline
 
 REQUEST = GenerateRequest(
@@ -109,7 +109,7 @@ def test_adapters_of_other_rank_and_layers_take_turns(
     write_artifact(tmp_path / "small", base_folder, target="attention", rank=2)
     write_artifact(tmp_path / "large", base_folder, target="all", rank=32, seed=1)
     engine.load("small", tmp_path / "small")
-    bare = draw(base, "a photo", REQUEST, lambda: None)
+    bare = draw(base, "a photo", REQUEST)
     alone = generate(engine, "small").pixels
     engine.load("large", tmp_path / "large")
     large = generate(engine, "large").pixels
@@ -117,8 +117,8 @@ def test_adapters_of_other_rank_and_layers_take_turns(
     assert np.abs(large.astype(int) - alone).mean() > 3
     engine.unload("small")
     engine.unload("large")
-    assert base.selection.factors is None
-    assert np.array_equal(draw(base, "a photo", REQUEST, lambda: None), bare)
+    assert base.selection.shares == ()
+    assert np.array_equal(draw(base, "a photo", REQUEST), bare)
 
 
 def test_an_adapter_with_zero_b_changes_nothing(
@@ -127,7 +127,7 @@ def test_an_adapter_with_zero_b_changes_nothing(
     write_artifact(tmp_path / "a", base_folder, target="all", strength=0)
     engine.load("a", tmp_path / "a")
     ours = generate(engine, "a")
-    assert np.array_equal(ours.pixels, draw(base, ours.prompt, REQUEST, lambda: None))
+    assert np.array_equal(ours.pixels, draw(base, ours.prompt, REQUEST))
 
 
 def test_a_base_of_other_latent_channels_is_served(tmp_path: Path) -> None:
@@ -159,42 +159,19 @@ def test_a_closing_engine_ends_the_running_generation_and_takes_no_more(
 
 
 def test_a_request_that_nobody_waits_for_is_not_drawn(
-    engine: Engine, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: ResidentBase, base_folder: Path, tmp_path: Path
 ) -> None:
+    engine = Engine(base, max_models=1, max_rank=64, answer_s=-1)
     write_artifact(tmp_path / "a", base_folder)
     engine.load("a", tmp_path / "a")
-    monkeypatch.setattr(engine_module, "MAX_ANSWER_S", -1.0)
     with pytest.raises(LimnerError) as late:
         generate(engine, "a")
     assert late.value.code == "DEADLINE_EXCEEDED"
+    engine.unload("a")
+    engine.close()
 
 
-def test_a_drawing_that_nobody_waits_for_any_more_makes_room_for_the_next(
-    engine: Engine, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_artifact(tmp_path / "a", base_folder)
-    engine.load("a", tmp_path / "a")
-    steps = []
-
-    def draw_until_stopped(
-        _base: object, _prompt: str, _request: object, go_on: Callable[[], None]
-    ) -> None:
-        for step in range(1000):
-            steps.append(step)
-            time.sleep(0.01)
-            go_on()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine_module, "draw", draw_until_stopped)
-        patch.setattr(engine_module, "MAX_ANSWER_S", 0.1)
-        with pytest.raises(LimnerError) as late:
-            generate(engine, "a")
-    assert late.value.code == "DEADLINE_EXCEEDED"
-    assert 1 <= len(steps) < 1000
-    assert generate(engine, "a").pixels.shape[0] == REQUEST.images
-
-
-def test_running_out_of_memory_is_507_and_gives_the_slot_back(
+def test_running_out_of_memory_is_507_and_gives_the_room_back(
     engine: Engine, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_memory(*_: object) -> None:
@@ -206,18 +183,69 @@ def test_running_out_of_memory_is_507_and_gives_the_slot_back(
         with pytest.raises(LimnerError) as loading:
             engine.load("a", tmp_path / "a")
     assert loading.value.spec.http_status == 507
+    assert engine.resident_bytes == 0
     engine.load("a", tmp_path / "a")
-    monkeypatch.setattr(engine_module, "draw", no_memory)
-    with pytest.raises(LimnerError) as drawing:
-        generate(engine, "a")
-    assert drawing.value.spec.http_status == 507
+    for work in ("begin", "assemble", "step", "finish"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Artist, work, no_memory)
+            with pytest.raises(LimnerError) as drawing:
+                generate(engine, "a")
+        assert drawing.value.spec.http_status == 507, work
+    assert generate(engine, "a").pixels.shape[0] == REQUEST.images
+
+
+def test_images_are_the_same_alone_and_in_a_crowd(
+    engine: Engine, base_folder: Path, tmp_path: Path
+) -> None:
+    kinds = {"a": ("attention", 4), "b": ("all", 3), "c": ("transformer", 8), "d": ("attention", 4)}
+    for seed, (name, (target, rank)) in enumerate(kinds.items()):
+        write_artifact(tmp_path / name, base_folder, target=target, rank=rank, seed=seed)
+        engine.load(name, tmp_path / name)
+    requests = [
+        (
+            name,
+            GenerateRequest(
+                prompt=f"picture {index} of {{token}}",
+                seed=index,
+                steps=3 + index % 4,
+                guidance=(3.0, 1.0, 7.0)[index % 3],
+                images=1 + index % 2,
+                height=(None, 40)[index % 5 == 0],
+            ),
+        )
+        for index, name in enumerate("abcdabcdbbca")
+    ]
+    alone = [generate(engine, name, request).pixels for name, request in requests]
+    crowd = [engine.submit(name, request) for name, request in requests]
+    drawn = [future.result(timeout=60).pixels for future in crowd]
+    worst = max(map(largest_difference, drawn, alone))
+    sys.stdout.write(f"{len(requests)} requests in a crowd: {worst:.0f} of 255 from alone\n")
+    assert worst <= 1
+
+
+def test_numbers_that_are_not_finite_are_one_users_trouble_only(
+    engine: Engine, base_folder: Path, tmp_path: Path
+) -> None:
+    write_artifact(tmp_path / "sound", base_folder)
+    # Finite weights, as the check at loading wants them, whose products are not.
+    write_artifact(tmp_path / "wild", base_folder, strength=1e30)
+    engine.load("sound", tmp_path / "sound")
+    engine.load("wild", tmp_path / "wild")
+    alone = generate(engine, "sound").pixels
+    futures = [engine.submit(name, REQUEST) for name in ("sound", "wild", "sound")]
+    with pytest.raises(LimnerError) as wild:
+        futures[1].result(timeout=60)
+    assert wild.value.code == "ARTIFACT_INVALID"
+    for future in (futures[0], futures[2]):
+        assert largest_difference(future.result(timeout=60).pixels, alone) <= 1
+    engine.unload("wild")
 
 
 def test_a_size_that_the_base_cannot_make_is_refused(base: ResidentBase) -> None:
     # Any multiple of 8 passes the contract, but this VAE could be coarser.
     request = REQUEST.model_copy(update={"height": base.pixels_per_latent * 9 + 1})
     with pytest.raises(LimnerError) as refused:
-        draw(base, "a photo", request, lambda: None)
+        latent_size(base, request)
     assert refused.value.code == "INVALID_INPUT"
 
 

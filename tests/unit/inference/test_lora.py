@@ -5,7 +5,15 @@ import torch
 from torch import nn
 
 from inference.engine.base import ResidentBase
-from inference.engine.lora import Factors, LayerShape, derive_layout, make_adaptable, unpack
+from inference.engine.lora import (
+    Factors,
+    LayerShape,
+    Share,
+    derive_layout,
+    make_adaptable,
+    unpack,
+    widen,
+)
 from limner.contracts.errors import LimnerError
 
 
@@ -33,18 +41,24 @@ def test_making_adaptable_keeps_outputs_tensors_and_names() -> None:
     assert [shape.name for shape in shapes] == ["to_q", "plain", "conv"]
 
 
-def test_the_selected_factors_are_added_as_a_change_of_weights() -> None:
-    model, x, image = net(), torch.randn(2, 6), torch.randn(2, 3, 9, 9)
+def test_each_group_of_rows_has_its_own_change_of_weights() -> None:
+    model, x, image = net(), torch.randn(7, 6), torch.randn(7, 3, 9, 9)
     selection, _ = make_adaptable(model)
-    linear = Factors(torch.randn(2, 6), torch.randn(4, 2))
-    conv = Factors(torch.randn(2, 3, 3, 3), torch.randn(5, 2, 1, 1))
-    merged = net()
-    merged["to_q"].weight.data += linear.b @ linear.a
-    merged["conv"].weight.data += torch.einsum("or,rihw->oihw", conv.b[..., 0, 0], conv.a)
-    selection.factors = {"to_q": linear, "conv": conv}
-    torch.testing.assert_close(model["to_q"](x), merged["to_q"](x))
-    torch.testing.assert_close(model["conv"](image), merged["conv"](image))
-    assert torch.equal(model["plain"](x), merged["plain"](x))
+    linear = Factors(torch.randn(3, 2, 6), torch.randn(3, 4, 2))
+    conv = Factors(torch.randn(3, 2, 3, 3, 3), torch.randn(3, 5, 2))
+    # Row 0 has no adapter, each of the three has two of the others.
+    selection.shares = (Share(slice(1, 7), {"to_q": linear, "conv": conv}),)
+    plain = net()
+    drawn, convolved = model["to_q"](x), model["conv"](image)
+    torch.testing.assert_close(drawn[0], plain["to_q"](x)[0])
+    torch.testing.assert_close(convolved[0], plain["conv"](image)[0])
+    for k in range(3):
+        merged, mine = net(), slice(1 + 2 * k, 3 + 2 * k)
+        merged["to_q"].weight.data += linear.b[k] @ linear.a[k]
+        merged["conv"].weight.data += torch.einsum("or,rihw->oihw", conv.b[k], conv.a[k])
+        torch.testing.assert_close(drawn[mine], merged["to_q"](x)[mine])
+        torch.testing.assert_close(convolved[mine], merged["conv"](image)[mine])
+    assert torch.equal(model["plain"](x), plain["plain"](x))
 
 
 SHAPES = (
@@ -80,11 +94,24 @@ def test_a_target_that_names_no_layer_is_refused(targets: tuple[str, ...]) -> No
 
 def test_unpacking_copies_nothing() -> None:
     layout = derive_layout(SHAPES, ("to_q", "conv"), 2)
-    flat = torch.arange(layout.size, dtype=torch.float32)
-    factors = unpack(flat, layout)
+    rows = torch.ones(3, layout.size)
+    factors = unpack(rows[1:], layout)
     assert set(factors) == {"down.0.to_q", "down.0.proj.to_q", "up.0.conv"}
-    flat.zero_()
+    assert factors["up.0.conv"].a.shape == (2, 2, 3, 3, 3)
+    assert factors["up.0.conv"].b.shape == (2, 5, 2)
+    rows.zero_()
     assert all(not pair.a.any() and not pair.b.any() for pair in factors.values())
+
+
+@pytest.mark.parametrize("rank", [1, 3, 4])
+def test_a_wider_row_is_the_same_change_of_weights(rank: int) -> None:
+    own, wider = (derive_layout(SHAPES, ("to_q", "conv"), r) for r in (rank, 4))
+    flat, row = torch.randn(own.size), torch.full((wider.size,), float("nan"))
+    widen(flat, own, row, wider)
+    narrow, wide = unpack(flat[None], own), unpack(row[None], wider)
+    for name, pair in narrow.items():
+        product = pair.b[0] @ pair.a[0].flatten(1)
+        torch.testing.assert_close(wide[name].b[0] @ wide[name].a[0].flatten(1), product)
 
 
 def test_every_linear_and_convolution_of_a_unet_can_be_adapted(base: ResidentBase) -> None:

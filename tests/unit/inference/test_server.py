@@ -12,8 +12,10 @@ from starlette.testclient import TestClient
 from inference import answers, logs
 from inference.engine.base import ResidentBase
 from inference.engine.engine import Engine
+from inference.opening import open_engine
 from inference.server import app
 from inference.settings import Settings
+from limner.contracts.errors import LimnerError
 from tests.support.artifacts import write_artifact
 
 
@@ -25,10 +27,31 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert settings.models_root == Path("/opt/ml/models")
 
 
-def test_wrong_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIMNER_MAX_MODELS", "0")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LIMNER_MAX_MODELS", "0"),
+        ("LIMNER_ADAPTER_BYTES", "0"),
+        ("LIMNER_MAX_QUEUE", "none"),
+        ("LIMNER_MAX_ROWS", "5000"),
+        ("LIMNER_SAFETY", "os.system"),
+    ],
+)
+def test_wrong_settings_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError):
         Settings()
+
+
+def test_the_engine_is_started_as_the_settings_say(
+    base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIMNER_BASE_DIR", str(base_folder))
+    monkeypatch.setenv("LIMNER_DEVICE", "cpu")
+    open_engine(Settings()).engine.close()
+    monkeypatch.setenv("LIMNER_SAFETY", "inference.settings:Settings")
+    with pytest.raises(LimnerError, match="LIMNER_SAFETY"):
+        open_engine(Settings())
 
 
 def test_an_answer_that_the_platform_would_refuse_is_an_error_with_a_fix(

@@ -1,0 +1,333 @@
+"""Continuous batching: one thread draws, and requests join and leave it between two steps.
+
+::
+
+    submit ──> queue (bounded) ──> [ step ] ──> [ step ] ──> [ step ] ──> images
+                     │                ^ join       │ leave: done, late, or not wanted any more
+                     └ ENDPOINT_BUSY  └────────────┘
+
+Nobody waits for company: whoever comes first is drawn at once, and whoever comes while he is drawn
+joins at the next step. Requests of any users, seeds, prompts, guidance and numbers of steps share
+a pass of the UNet, if their images have one size; other sizes take turns, step by step. The order
+is that of arrival: nobody is overtaken, however many rows he needs.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import torch
+
+from inference.engine.bank import Residency, Seat, shares_of
+from inference.engine.denoise import Artist, Drawing, Pass, Pixels
+from inference.engine.reader import Adapter
+from limner.contracts.errors import LimnerError
+from limner.contracts.generation import GenerateRequest
+
+Result = TypeVar("Result")
+
+STOPPED: Final = "The server is shutting down."
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The images of one order.
+
+    Attributes:
+        pixels: ``[images, height, width, 3]``, 0 to 255.
+        queue_ms: Milliseconds between submission and start.
+        denoise_ms: Milliseconds in the text encoder, the denoising loop and the decoder; whoever
+            shared the passes has the same ones.
+        hit: Whether the adapter was in a slot already.
+        evictions: How many others had to leave their slots for it.
+    """
+
+    pixels: Pixels
+    queue_ms: float
+    denoise_ms: float
+    hit: bool
+    evictions: int
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """One request on its way.
+
+    Attributes:
+        adapter: In memory until ``done`` is called.
+        prompt: With the token filled in.
+        request: Everything else.
+        size: Height and width in latents.
+        rows: What it counts of ``max_rows``.
+        submitted: ``perf_counter`` of its submission.
+        deadline: ``perf_counter`` after which nobody waits for it.
+        is_wanted: Whether somebody does.
+        done: Called once, by the drawing thread, with the images or what went wrong; must not
+            raise.
+    """
+
+    adapter: Adapter
+    prompt: str
+    request: GenerateRequest
+    size: tuple[int, int]
+    rows: int
+    submitted: float
+    deadline: float
+    is_wanted: Callable[[], bool]
+    done: Callable[[Drawn | Exception], None]
+
+    def why_not(self) -> LimnerError | None:
+        """Why it need not be drawn any more, if so."""
+        if not self.is_wanted():
+            return LimnerError("GENERATION_CANCELLED")
+        if time.perf_counter() > self.deadline:
+            return LimnerError(
+                "DEADLINE_EXCEEDED",
+                f"The images were not drawn {self.deadline - self.submitted:g} s after they were"
+                " asked for; ask for fewer or smaller images, or fewer steps.",
+            )
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class _Member:
+    """An order that is being drawn."""
+
+    order: Order
+    seat: Seat
+    drawing: Drawing
+    started: float
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Members whose images have one size, and their pass."""
+
+    members: tuple[_Member, ...]
+    work: Pass
+
+
+class Batcher:
+    """The queue and the drawing thread; safe to use from any thread.
+
+    Args:
+        artist: From now on only the drawing thread may use it.
+        residency: Where adapters are while they draw.
+        max_rows: Rows of all requests that are drawn at the same time. One that has more is drawn
+            alone.
+        max_queue: Requests that may wait.
+    """
+
+    def __init__(
+        self, artist: Artist, residency: Residency, *, max_rows: int, max_queue: int
+    ) -> None:
+        self._artist = artist
+        self._residency = residency
+        self._max_rows = max_rows
+        self._max_queue = max_queue
+        self._changed = threading.Condition()
+        self._waiting: deque[Order] = deque()
+        self._stopping = False
+        # The drawing thread's own.
+        self._members: list[_Member] = []
+        self._batches: list[_Batch] | None = []
+        self._thread = threading.Thread(target=self._draw, name="draw", daemon=True)
+        self._thread.start()
+
+    def submit(self, order: Order) -> None:
+        """Queues an order.
+
+        Raises:
+            LimnerError: ``ENDPOINT_BUSY``, if the queue is full; ``GENERATION_FAILED``, if the
+                batcher was closed. ``done`` is not called then.
+        """
+        with self._changed:
+            if self._stopping:
+                raise LimnerError("GENERATION_FAILED", STOPPED)
+            if len(self._waiting) >= self._max_queue:
+                raise LimnerError("ENDPOINT_BUSY", f"{self._max_queue} requests wait already.")
+            self._waiting.append(order)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Ends all work at the next step, and takes no more."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    # -- The drawing thread -----------------------------------------------------------------------
+
+    def _draw(self) -> None:
+        while self._await_work():
+            self._round()
+        for member in list(self._members):
+            self._leave(member, LimnerError("GENERATION_FAILED", STOPPED))
+        for order in self._waiting:
+            order.done(LimnerError("GENERATION_FAILED", STOPPED))
+        self._waiting.clear()
+
+    def _round(self) -> None:
+        self._sweep()
+        self._admit()
+        for batch in self._regroup():
+            self._advance(batch)
+
+    def _await_work(self) -> bool:
+        """Returns when there is something to do: True to draw, False to stop."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._waiting or self._members)
+            return not self._stopping
+
+    def _sweep(self) -> None:
+        """Ends what nobody waits for."""
+        for member in list(self._members):
+            if reason := member.order.why_not():
+                self._leave(member, reason)
+        with self._changed:
+            gone = [(order, why) for order in self._waiting if (why := order.why_not())]
+            for order, _ in gone:
+                self._waiting.remove(order)
+        for order, reason in gone:
+            order.done(reason)
+
+    def _admit(self) -> None:
+        """Lets orders join, in the order of their arrival, while there is room for their rows."""
+        rows = sum(member.order.rows for member in self._members)
+        joining: list[tuple[Order, Seat]] = []
+        # Only this thread takes from the queue, so its head stays while the lock is free.
+        while self._waiting and (not rows or rows + self._waiting[0].rows <= self._max_rows):
+            order = self._waiting[0]
+            try:
+                seat = self._residency.pin(order.adapter)
+            except LimnerError as error:
+                self._take()
+                order.done(error)
+                continue
+            if seat is None:
+                break
+            self._take()
+            joining.append((order, seat))
+            rows += order.rows
+        if joining:
+            self._begin(joining)
+
+    def _take(self) -> None:
+        with self._changed:
+            self._waiting.popleft()
+
+    def _begin(self, joining: Sequence[tuple[Order, Seat]]) -> None:
+        started = time.perf_counter()
+
+        def fail(error: Exception) -> None:
+            for order, seat in joining:
+                self._residency.unpin(seat)
+                order.done(error)
+
+        wishes = [(order.prompt, order.request) for order, _ in joining]
+        drawings = _confined(lambda: self._artist.begin(wishes), fail)
+        if drawings is not None:
+            self._batches = None
+            self._members += [
+                _Member(order, seat, drawing, started)
+                for (order, seat), drawing in zip(joining, drawings, strict=True)
+            ]
+
+    def _regroup(self) -> list[_Batch]:
+        """Batches of the members; new ones only after somebody has joined or left."""
+        if self._batches is None:
+            by_size: dict[tuple[int, int], list[_Member]] = {}
+            for member in self._members:
+                by_size.setdefault(member.order.size, []).append(member)
+            found = [self._group(members) for members in by_size.values()]
+            self._batches = [batch for batch in found if batch]
+        return self._batches
+
+    def _group(self, members: list[_Member]) -> _Batch | None:
+        # Rows of one bank, and in it of one slot, stand together; slots in their order, so that
+        # neighbours can be read where they are.
+        members.sort(key=lambda member: (id(member.seat.bank), member.seat.slot))
+        drawings = [member.drawing for member in members]
+
+        def assemble() -> Pass:
+            seats = [(member.seat, member.drawing.rows) for member in members]
+            return self._artist.assemble(drawings, shares_of(seats))
+
+        work = _confined(assemble, lambda error: self._leave_all(members, error))
+        return _Batch(tuple(members), work) if work else None
+
+    def _advance(self, batch: _Batch) -> None:
+        """Takes one step, and ends the members whose last one it was."""
+
+        def step() -> list[_Member]:
+            self._artist.step(batch.work)
+            return [member for member in batch.members if member.drawing.is_done]
+
+        done = _confined(step, lambda error: self._shrink(batch, error))
+        if not done:
+            return
+        drawings = [member.drawing for member in done]
+        images = _confined(
+            lambda: self._artist.finish(drawings), lambda error: self._leave_all(done, error)
+        )
+        for member, pixels in zip(done, images or (), strict=images is not None):
+            if pixels is None:
+                self._leave(member, _not_finite())
+                continue
+            self._leave(
+                member,
+                Drawn(
+                    pixels=pixels,
+                    queue_ms=(member.started - member.order.submitted) * 1000,
+                    denoise_ms=(time.perf_counter() - member.started) * 1000,
+                    hit=member.seat.hit,
+                    evictions=member.seat.evictions,
+                ),
+            )
+
+    def _shrink(self, batch: _Batch, error: Exception) -> None:
+        """Ends a batch that failed, or, if memory was short, only who joined it last.
+
+        Each drawing knows how many steps it has done, so the others go on where they are.
+        """
+        if isinstance(error, LimnerError) and error.code == "OUT_OF_MEMORY":
+            last = max(batch.members, key=self._members.index)
+            self._leave(last, error)
+        else:
+            self._leave_all(batch.members, error)
+
+    def _leave_all(self, members: Sequence[_Member], error: Exception) -> None:
+        for member in members:
+            self._leave(member, error)
+
+    def _leave(self, member: _Member, outcome: Drawn | Exception) -> None:
+        self._members.remove(member)
+        self._batches = None
+        self._residency.unpin(member.seat)
+        member.order.done(outcome)
+
+
+def _confined(work: Callable[[], Result], fail: Callable[[Exception], None]) -> Result | None:
+    """What ``work`` returns; if it raises, tells those whom it was for, and returns None."""
+    try:
+        return work()
+    except (MemoryError, torch.OutOfMemoryError):
+        # Without its cause, whose frames would keep the memory that is short.
+        failure: Exception = LimnerError("OUT_OF_MEMORY")
+    except LimnerError as error:
+        failure = error
+    except Exception as error:  # noqa: BLE001 (the thread's boundary: the others must go on)
+        failure = error
+    fail(failure)
+    return None
+
+
+def _not_finite() -> LimnerError:
+    return LimnerError(
+        "ARTIFACT_INVALID", "The model's adapter leads to numbers that are not finite."
+    )

@@ -1,0 +1,61 @@
+"""Metrics of each load and each generation, as lines of the log that CloudWatch makes metrics of.
+
+The embedded metric format: no call, no permission, nothing to wait for (Amazon CloudWatch user
+guide, "Specification: Embedded metric format"). The base is the only dimension. The model is a
+property, by a fingerprint: a dimension would make (and bill) a metric for each user, a property
+can be asked for in Logs Insights all the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from inference.logs import fingerprint, log
+
+NAMESPACE: Final = "Limner"
+BASE: Final = "Base"
+
+LOAD_MS: Final = "LoadMs"
+"""From the artifact's folder to the host's memory."""
+QUEUE_MS: Final = "QueueMs"
+"""From submission to start."""
+DENOISE_MS: Final = "DenoiseMs"
+"""Text encoder, denoising loop, decoder."""
+SLOT_HITS: Final = "SlotHits"
+"""Generations whose adapter was in a slot already."""
+SLOT_MISSES: Final = "SlotMisses"
+"""Generations whose adapter had to be copied into one."""
+EVICTIONS: Final = "Evictions"
+"""Adapters that had to leave their slots for others."""
+RESIDENT_BYTES: Final = "ResidentBytes"
+"""Adapters in the host's memory, and all slots on the device."""
+
+_UNITS: Final = {
+    LOAD_MS: "Milliseconds",
+    QUEUE_MS: "Milliseconds",
+    DENOISE_MS: "Milliseconds",
+    RESIDENT_BYTES: "Bytes",
+}
+
+
+def record(base_id: str, model: str, values: Mapping[str, float]) -> None:
+    """Writes one line of metrics.
+
+    Args:
+        base_id: The base, the dimension.
+        model: The platform's name of the model; its fingerprint is written.
+        values: Metric to figure.
+    """
+    described = [{"Name": name, "Unit": _UNITS.get(name, "Count")} for name in values]
+    directive = {"Namespace": NAMESPACE, "Dimensions": [[BASE]], "Metrics": described}
+    log(
+        "metrics",
+        {
+            "_aws": {"Timestamp": int(time.time() * 1000), "CloudWatchMetrics": [directive]},
+            BASE: base_id,
+            "Model": fingerprint(model),
+            **{name: round(value, 3) for name, value in values.items()},
+        },
+    )

@@ -1,0 +1,179 @@
+"""Invocations over the shell: formats, hostile bodies, full queues, and clients that go away."""
+
+import asyncio
+import base64
+import io
+import json
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from inference.engine import engine as engine_module
+from inference.engine.base import ResidentBase
+from inference.engine.engine import Engine
+from inference.server.app import build_app
+from limner.contracts.generation import GenerateResponse
+from tests.support.artifacts import write_artifact
+from tests.unit.inference.stubs import Gate, StubArtist, StubDrawing
+
+LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+CASES = 5_000
+
+
+class Painter(StubArtist):
+    """Draws small grey images."""
+
+    def finish(self, drawings: Sequence[StubDrawing]) -> list[np.ndarray]:
+        return [np.full((one.request.images, 8, 8, 3), 99, np.uint8) for one in drawings]
+
+
+@pytest.fixture
+def limits() -> dict[str, int]:
+    return {}
+
+
+@pytest.fixture
+def engine(
+    base: ResidentBase,
+    base_folder: Path,
+    tmp_path: Path,
+    limits: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Engine]:
+    monkeypatch.setattr(engine_module, "Artist", lambda _: Painter(LAYER))
+    engine = Engine(base, max_models=2, max_rank=8, **limits)
+    write_artifact(tmp_path / "a", base_folder)
+    engine.load("a", tmp_path / "a")
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+def test_images_come_in_the_format_that_is_asked_for(
+    engine: Engine, tmp_path: Path, image_format: str
+) -> None:
+    with TestClient(build_app(engine, tmp_path)) as client:
+        body = {"prompt": "x", "steps": 1, "images": 2, "format": image_format}
+        answer = client.post("/models/a/invoke", json=body)
+        response = GenerateResponse.model_validate_json(answer.content)
+        files = [image.content for image in response.images]
+        # What a client of before the formats reads.
+        sent = answer.json()["images"][0]
+        assert ("png_base64" in sent) == (image_format == "png")
+        if image_format == "png":
+            assert base64.b64decode(sent["png_base64"]) == files[0]
+        accept = {"Accept": f"image/{image_format}"}
+        alone = client.post("/models/a/invoke", json={"prompt": "x", "steps": 1}, headers=accept)
+        assert alone.headers["content-type"] == f"image/{image_format}"
+        two = client.post("/models/a/invoke", json=body, headers=accept)
+        assert (two.status_code, two.json()["error"]["code"]) == (400, "INVALID_INPUT")
+    for content in (*files, alone.content):
+        image = Image.open(io.BytesIO(content))
+        assert image.format == image_format.upper()
+        assert np.abs(np.asarray(image).astype(int) - 99).max() <= 3
+
+
+def body_of(draw: random.Random) -> bytes:
+    """A body at, around and far beyond the bounds."""
+    odd: list[object] = [None, True, -1, 0, 1, 2**31, 1e308, "", "x", "\0\ud7ff", [], {}, [1], "9"]
+    fields: dict[str, list[object]] = {
+        "prompt": ["a {token}", " x ", "x" * 400, "x" * 401, "{0}{x!r}", "\u202e\U0001f600", "%s"],
+        "negative_prompt": ["", "y" * 400, "y" * 401],
+        "steps": [1, 2, 100, 101],
+        "guidance": [0, 1, 1.0001, 20, 20.1],
+        "seed": [0, 2**31 - 1, 2**31],
+        "images": [1, 8, 9],
+        "height": [24, 32, 33, 64, 1024, 1032],
+        "width": [32, 40, 1024, 2**40],
+        "format": ["png", "jpeg", "webp", "gif", "PNG"],
+        "unknown": [1],
+    }
+    body: dict[str, object] = {"prompt": "x"}
+    for name, values in fields.items():
+        if draw.random() < (0.02 if name == "unknown" else 0.3):
+            body[name] = draw.choice(values if draw.random() < 0.85 else odd)
+    content = json.dumps(body).encode("utf-8", "surrogatepass")
+    if draw.random() < 0.1:
+        cut = bytearray(content[: draw.randrange(len(content) + 1)])
+        if cut:
+            cut[draw.randrange(len(cut))] = draw.randrange(256)
+        content = bytes(cut)
+    return content
+
+
+async def invoke(
+    app: Starlette, gone: asyncio.Event, content: bytes = b'{"prompt": "x"}', accept: bytes = b""
+) -> int:
+    """One invocation by a client that closes its connection when ``gone`` is set; the status."""
+    sent: list[dict[str, object]] = []
+    body = [{"type": "http.request", "body": content, "more_body": False}]
+
+    async def receive() -> dict[str, object]:
+        if body:
+            return body.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/models/a/invoke",
+        "headers": [(b"accept", accept)],
+        "query_string": b"",
+    }
+    await app(scope, receive, send)
+    return int(str(sent[0]["status"]))
+
+
+def test_no_body_is_a_server_error(engine: Engine, tmp_path: Path) -> None:
+    """P22."""
+    app, draw = build_app(engine, tmp_path), random.Random(0)
+    answers: Counter[int] = Counter()
+
+    async def all_cases() -> None:
+        stays = asyncio.Event()
+        for _ in range(CASES):
+            content = body_of(draw)
+            accept = draw.choice([b"*/*", b"application/json", b"image/webp;q=1", b";;", b"\xff"])
+            status = await invoke(app, stays, content, accept)
+            answers[status] += 1
+            assert status in {200, 400}, (status, content[:500])
+
+    asyncio.run(all_cases())
+    sys.stdout.write(f"{CASES} generated bodies: {dict(answers)}\n")
+    assert min(answers[200], answers[400]) > CASES / 10
+
+
+@pytest.mark.parametrize("limits", [{"max_rows": 2, "max_queue": 1}])
+def test_a_client_that_goes_away_makes_room(engine: Engine, tmp_path: Path) -> None:
+    artist: Painter = engine._batcher._artist  # type: ignore[assignment]
+    gate = Gate()
+    artist.turn = gate
+    app = build_app(engine, tmp_path)
+
+    async def scenario() -> tuple[int, int, int]:
+        leaves, stays = asyncio.Event(), asyncio.Event()
+        first = asyncio.create_task(invoke(app, leaves))
+        await asyncio.to_thread(gate.reached)
+        second = asyncio.create_task(invoke(app, stays))
+        while not engine._batcher._waiting:
+            await asyncio.sleep(0)
+        busy = await invoke(app, stays)
+        leaves.set()
+        gone = await first
+        gate.open()
+        return gone, await second, busy
+
+    assert asyncio.run(scenario()) == (499, 200, 503)
+    assert len(artist.passes) == 1 + 20  # the first left after the step that was under way
