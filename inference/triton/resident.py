@@ -78,7 +78,7 @@ class _Sender:
             response = pb_utils.InferenceResponse(error=pb_utils.TritonError(in_words(answer)))
         else:
             content = torch.frombuffer(bytearray(answer), dtype=torch.uint8)
-            tensor = pb_utils.Tensor.from_dlpack("response", content.__dlpack__())
+            tensor = pb_utils.Tensor.from_dlpack("response", content)
             response = pb_utils.InferenceResponse([tensor])
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
