@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from inference.engine.lean import make_lean
 from inference.engine.lora import LayerShape, Selection, make_adaptable
 from limner.contracts.base import base_digest, read_card
 from limner.contracts.errors import LimnerError
@@ -98,6 +99,7 @@ def load_base(folder: Path, device: str = "cpu") -> ResidentBase:
     for name in ("text_encoder", "unet", "vae"):
         parts[name].to(place).eval().requires_grad_(requires_grad=False)
     selection, layers = make_adaptable(unet)
+    make_lean(unet)
     return ResidentBase(
         base_id=card.base_id,
         sha256=sha256,

@@ -36,7 +36,7 @@ def wish(user: str, joins: int, **values: object) -> Wish:
 # Other ranks, layers, guidance, steps, numbers of images, prompts; the same user twice.
 WISHES = (
     wish("small", 0, steps=9, seed=1, guidance=3),
-    wish("all", 0, steps=6, seed=2, guidance=7.5, images=2, negative_prompt="snow"),
+    wish("all", 0, steps=6, seed=2, guidance=5, images=2, negative_prompt="snow"),
     wish("odd", 1, steps=4, seed=3, guidance=1, images=3),
     wish("small", 1, steps=7, seed=4, guidance=3, prompt="another photo"),
     wish("twin", 2, steps=5, seed=1, guidance=3),
@@ -55,7 +55,8 @@ USERS = {
 def artifacts(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("artifacts")
     for name, values in USERS.items():
-        write_artifact(root / name, base_folder, strength=2, **values)
+        # Not stronger: a wild network of random weights blows rounding up by a million.
+        write_artifact(root / name, base_folder, strength=0.5, **values)
     return root
 
 
@@ -102,6 +103,7 @@ def run(
 def test_latents_are_the_same_alone_and_in_company(
     base_folder: Path, artifacts: Path, dtype: torch.dtype
 ) -> None:
+    torch.set_num_threads(1)
     base = base_of(base_folder, dtype)
     adapters = {
         name: read_adapter(check_artifact(artifacts / name, base, 64), base) for name in USERS
