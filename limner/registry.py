@@ -8,6 +8,9 @@ conditions of ``limner.contracts.statuses``, so a request's status only moves fo
     machine            claim (owner = me) ── TRAINED ── READY      if owner = me
     rule                                                FAILED | CANCELLED if not ended
 
+Which version serves is one field of the model's row, ``live_version``: the machine sets it to a new
+version at the end of an onboarding, the client to any other READY one (``Registry.activate``).
+
 Methods raise botocore's ``ClientError`` as it comes; ``limner.client`` translates.
 """
 
@@ -237,7 +240,7 @@ class Version(_Row):
         artifact_key: Key of the artifact in the bucket.
         target_model: What the endpoint calls it.
         created_at: ISO 8601, UTC.
-        updated_at: ISO 8601, UTC.
+        updated_at: ISO 8601, UTC; of a READY version, when it went live the last time.
     """
 
     user_id: str
@@ -410,6 +413,90 @@ class Registry:
         item = self._model_row(user_id, keys.version_row(model_id, version))
         return None if item is None else Version.from_item(item)
 
+    def versions_of(self, user_id: str, model_id: str) -> list[Version]:
+        """All versions of a model, newest first, strongly consistent."""
+        user, prefix = keys.check_user_id(user_id), keys.version_rows(model_id)
+        pages = self._dynamodb.get_paginator("query").paginate(
+            TableName=self._models,
+            KeyConditionExpression="user_id = :user AND begins_with(model_row, :prefix)",
+            ExpressionAttributeValues={":user": {"S": user}, ":prefix": {"S": prefix}},
+            ConsistentRead=True,
+        )
+        found = [Version.from_item(item) for page in pages for item in page["Items"]]
+        # The numbers in sort keys are not padded: v10 lies before v2 (decision 009).
+        return sorted(found, key=lambda version: version.version, reverse=True)
+
+    def activate(self, model: Model, version: int) -> bool:
+        """Makes a version the one that serves: one write, under the condition of what was read.
+
+        ::
+
+            here:     live = v   if live is still what ``model`` says, and v is READY
+            machine:  live = n   if its request holds the model; n is newer than all others
+
+        Whoever trains a new version keeps the model; it goes live at its end, as was asked for.
+
+        Args:
+            model: The model as it was read.
+            version: The version.
+
+        Returns:
+            Whether it was written. If not, something else was: read again. A write whose reply
+            was lost may look like that, too.
+        """
+        key = {"user_id": {"S": model.user_id}}
+        seen = {} if model.live_version is None else {":seen": {"N": str(model.live_version)}}
+        target = keys.target_model(model.user_id, model.model_id, version)
+        now = {"S": utc_now()}
+        try:
+            self._dynamodb.transact_write_items(
+                TransactItems=[
+                    {
+                        "Update": {
+                            "TableName": self._models,
+                            "Key": {**key, "model_row": {"S": model.model_id}},
+                            "UpdateExpression": (
+                                "SET live_version = :version, target_model = :target,"
+                                " updated_at = :now"
+                            ),
+                            "ConditionExpression": (
+                                "live_version = :seen"
+                                if seen
+                                else "attribute_exists(model_row)"
+                                " AND attribute_not_exists(live_version)"
+                            ),
+                            "ExpressionAttributeValues": {
+                                **seen,
+                                ":version": {"N": str(version)},
+                                ":target": {"S": target},
+                                ":now": now,
+                            },
+                        }
+                    },
+                    {
+                        "Update": {
+                            "TableName": self._models,
+                            "Key": {
+                                **key,
+                                "model_row": {"S": keys.version_row(model.model_id, version)},
+                            },
+                            "UpdateExpression": "SET updated_at = :now",
+                            "ConditionExpression": "#status = :ready",
+                            "ExpressionAttributeNames": {"#status": "status"},
+                            "ExpressionAttributeValues": {
+                                ":ready": {"S": VersionStatus.READY.value},
+                                ":now": now,
+                            },
+                        }
+                    },
+                ]
+            )
+        except ClientError as error:
+            if not _refused_by_others(error):
+                raise
+            return False
+        return True
+
     def models_of(self, user_id: str, *, page_size: int = 50) -> Iterator[Model]:
         """A user's models by name, fetched page by page while they are used."""
         user = keys.check_user_id(user_id)
@@ -465,3 +552,10 @@ def _may_become(status: RequestStatus) -> tuple[str, dict[str, Any]]:
 
 def _condition_failed(error: ClientError) -> bool:
     return error.response["Error"]["Code"] == "ConditionalCheckFailedException"
+
+
+def _refused_by_others(error: ClientError) -> bool:
+    """Whether a transaction met another state of its rows, or somebody who writes them just now."""
+    reasons = {reason.get("Code") for reason in error.response.get("CancellationReasons", ())}
+    cancelled = error.response["Error"]["Code"] == "TransactionCanceledException"
+    return cancelled and reasons <= {"None", "ConditionalCheckFailed", "TransactionConflict"}

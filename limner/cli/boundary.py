@@ -35,9 +35,11 @@ _CODES: Final[dict[str, int]] = {
     "NOT_DEPLOYED": NOT_THERE,
     "REQUEST_NOT_FOUND": NOT_FOUND,
     "MODEL_NOT_FOUND": NOT_FOUND,
+    "VERSION_NOT_FOUND": NOT_FOUND,
     "MODEL_NOT_READY": NOT_YET,
     "MODEL_LOADING": NOT_YET,
     "MODEL_BUSY": NOT_YET,
+    "MODEL_CHANGED": NOT_YET,
     "DEADLINE_EXCEEDED": NOT_YET,
     "THROTTLED": NOT_YET,
     "INTERNAL": BUG,
@@ -45,8 +47,8 @@ _CODES: Final[dict[str, int]] = {
 
 EXIT_CODES: Final = (
     "Exit codes: 0 done; 1 the work failed, or AWS refused; 2 wrong usage, input or photos; "
-    "3 not running or not deployed; 4 no such user, model or request; 5 not yet: try again later; "
-    "70 a bug in Limner; 130 interrupted."
+    "3 not running or not deployed; 4 no such user, model, version or request; "
+    "5 not yet: try again later; 70 a bug in Limner; 130 interrupted."
 )
 
 P = ParamSpec("P")

@@ -12,6 +12,7 @@ from limner.cli.laptop import down, up
 from limner.cli.onboard import cancel, onboard
 from limner.cli.status import status
 from limner.cli.train import train
+from limner.cli.versions import activate, prefetch, versions
 
 # Without rich's markup, help is printed without importing rich.
 app = typer.Typer(
@@ -23,7 +24,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (up, down, onboard, status, cancel, generate, train, graph, doctor):
+COMMANDS = (
+    up,
+    down,
+    onboard,
+    status,
+    cancel,
+    generate,
+    versions,
+    activate,
+    prefetch,
+    train,
+    graph,
+    doctor,
+)
+for command in COMMANDS:
     app.command(epilog=EXIT_CODES)(command)
 
 

@@ -103,7 +103,7 @@ def _is_missing_resource(operation: str, code: str, message: str) -> bool:
         case ("InvokeEndpoint" | "DescribeEndpoint", "ValidationError" | "ValidationException"):
             return bool(_NO_ENDPOINT.search(message))
         case (
-            "GetItem" | "PutItem" | "UpdateItem" | "Query" | "Invoke",
+            "GetItem" | "PutItem" | "UpdateItem" | "TransactWriteItems" | "Query" | "Invoke",
             "ResourceNotFoundException",
         ):
             return True

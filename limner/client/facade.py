@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
@@ -10,20 +11,30 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 from botocore.exceptions import ClientError
 from pydantic import ValidationError
 
-from limner.client import generation, polling, progress, registration, uploads
+from limner.client import (
+    generation,
+    polling,
+    prefetching,
+    progress,
+    registration,
+    uploads,
+    versions,
+)
 from limner.client.aws import Clients, find_deployment
 from limner.client.errors import code_of, translated
 from limner.client.generation import Generation
 from limner.client.polling import Clock
+from limner.client.prefetching import Prefetched
 from limner.client.progress import Progress, StateVisit
 from limner.client.registration import PromisedPhoto, Registration
+from limner.client.versions import ModelVersions
 from limner.contracts import keys
 from limner.contracts.digests import input_digest
 from limner.contracts.errors import REGISTRY, LimnerError
 from limner.contracts.generation import GenerateRequest, ImageFormat
 from limner.contracts.limits import MAX_OPEN_REQUESTS
 from limner.contracts.onboarding import OnboardingInput
-from limner.contracts.statuses import RequestStatus, VersionStatus
+from limner.contracts.statuses import RequestStatus
 from limner.contracts.training import TrainingConfig, explain
 from limner.photos import Photo, PhotoSource, check_photos
 from limner.registry import Model, Registry, Request, RequestFailure
@@ -90,6 +101,7 @@ class Limner:
         self._registry = Registry(
             clients.dynamodb, deployment.models_table, deployment.requests_table
         )
+        self._prefetches = prefetching.Background()
 
     @classmethod
     def connect(
@@ -423,9 +435,9 @@ class Limner:
             deadline_s: Seconds to go on asking while the endpoint loads the model, or is busy.
 
         Raises:
-            LimnerError: ``INVALID_INPUT``, ``MODEL_NOT_FOUND``, ``MODEL_NOT_READY``,
-                ``MODEL_LOADING``, ``ENDPOINT_BUSY`` or ``THROTTLED`` at the deadline,
-                ``CONTENT_REFUSED``, ``GENERATION_FAILED``.
+            LimnerError: ``INVALID_INPUT``, ``MODEL_NOT_FOUND``, ``VERSION_NOT_FOUND``,
+                ``MODEL_NOT_READY``, ``MODEL_LOADING``, ``ENDPOINT_BUSY`` or ``THROTTLED`` at the
+                deadline, ``CONTENT_REFUSED``, ``GENERATION_FAILED``.
         """
         try:
             wish = GenerateRequest(
@@ -462,6 +474,129 @@ class Limner:
             adapter_sha256=response.adapter_sha256,
             denoise_ms=response.denoise_ms,
         )
+
+    def prefetch(
+        self,
+        user_id: str,
+        model_id: str = keys.DEFAULT_MODEL_ID,
+        *,
+        version: int | None = None,
+        deadline_s: float = generation.LOADING_DEADLINE_S,
+    ) -> Prefetched:
+        """Loads a model into the endpoint's memory, before somebody waits for its images.
+
+        For the moment in which your app sees the user come, or for a version that is to be
+        activated. It costs the endpoint one image of 64 pixels in one step. How long a model stays
+        is SageMaker's affair: until its memory is wanted for another one.
+
+        Args:
+            user_id: Whose model.
+            model_id: Which of the user's models.
+            version: Another version than the live one.
+            deadline_s: Seconds to go on asking while the endpoint loads the model.
+
+        Raises:
+            LimnerError: As ``generate``.
+        """
+        began = self._clock.monotonic()
+        served = self._servable(user_id, model_id, version)
+        target_model = keys.target_model(user_id, model_id, served)
+        generation.invoke(
+            self.clients.runtime,
+            self.deployment.endpoint_name,
+            target_model,
+            prefetching.SMALLEST,
+            deadline_s=deadline_s,
+            clock=self._clock,
+        )
+        seconds = self._clock.monotonic() - began
+        return Prefetched(user_id, model_id, served, target_model, seconds)
+
+    def prefetch_in_background(
+        self,
+        user_id: str,
+        model_id: str = keys.DEFAULT_MODEL_ID,
+        *,
+        version: int | None = None,
+        deadline_s: float = generation.LOADING_DEADLINE_S,
+    ) -> Future[Prefetched]:
+        """``prefetch`` that returns at once and never raises.
+
+        What goes wrong is in the future's ``exception()``, and by its code in the log
+        ``limner.client.prefetching``. The same model is prefetched once at a time, and at most
+        eight are; one more is dropped (``THROTTLED``).
+
+        Args:
+            user_id: Whose model.
+            model_id: Which of the user's models.
+            version: Another version than the live one.
+            deadline_s: Seconds to go on asking while the endpoint loads the model.
+        """
+        return self._prefetches.begin(
+            (user_id, model_id, version),
+            lambda: self.prefetch(user_id, model_id, version=version, deadline_s=deadline_s),
+        )
+
+    def versions(self, user_id: str, model_id: str = keys.DEFAULT_MODEL_ID) -> ModelVersions:
+        """The versions of a model, newest first, and which of them serves.
+
+        Raises:
+            LimnerError: ``MODEL_NOT_FOUND``, also before the first version was begun.
+        """
+        with translated():
+            return versions.read(self._registry, user_id, model_id)
+
+    def activate(self, user_id: str, model_id: str, version: int) -> Model:
+        """Lets another version of a model serve: an older one, or one that was left by a roll-back.
+
+        The version that serves goes on until the one write that changes it; from then on, every
+        ``generate`` asks for the other. Doing it again changes nothing. A new version that is being
+        trained goes live at its end all the same: ``cancel`` its request if it shall not.
+
+        Returns:
+            The model as it stands then.
+
+        Raises:
+            LimnerError: ``MODEL_NOT_FOUND``, ``VERSION_NOT_FOUND``; ``MODEL_NOT_READY``, if the
+                version has never served; ``MODEL_CHANGED``, if another one went live meanwhile.
+        """
+        with translated():
+            model = self._registry.model(user_id, model_id)
+            if model is None:
+                raise _no_model(user_id, model_id)
+            return versions.activate(self._registry, model, version)
+
+    def roll_back(
+        self,
+        user_id: str,
+        model_id: str = keys.DEFAULT_MODEL_ID,
+        *,
+        from_version: int | None = None,
+    ) -> Model:
+        """Lets the version serve again that served before the present one.
+
+        Of the older versions, that is the one that went live last. See ``activate``.
+
+        Args:
+            user_id: Whose model.
+            model_id: Which of the user's models.
+            from_version: The version that shall serve no more. If it does not, nothing is done:
+                so the call can be repeated without going further back.
+
+        Returns:
+            The model as it stands then.
+
+        Raises:
+            LimnerError: As ``activate``; ``VERSION_NOT_FOUND``, if there is no older version.
+        """
+        with translated():
+            found = versions.read(self._registry, user_id, model_id)
+            if from_version is not None and found.model.live_version != from_version:
+                return found.model
+            if found.previous is None:
+                detail = f"{user_id}'s model {model_id} has no older version that can serve."
+                raise LimnerError("VERSION_NOT_FOUND", detail)
+            return versions.activate(self._registry, found.model, found.previous)
 
     def list_models(self, user_id: str, *, page_size: int = 50) -> Iterator[Model]:
         """A user's models by name; pages are fetched while the iterator is used.
@@ -605,12 +740,7 @@ class Limner:
         """The version that shall draw, checked to be able to."""
         with translated():
             if version is not None:
-                row = self._registry.version(user_id, model_id, version)
-                if row is None:
-                    raise _no_model(user_id, f"{model_id} version {version}")
-                if row.status is not VersionStatus.READY:
-                    detail = f"Version {version} of {user_id}'s model {model_id} is {row.status}."
-                    raise LimnerError("MODEL_NOT_READY", detail)
+                versions.check_servable(self._registry, user_id, model_id, version)
                 return version
             model = self._registry.model(user_id, model_id)
         if model is not None and model.live_version is not None:

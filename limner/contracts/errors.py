@@ -129,6 +129,19 @@ _SPECS: Final = (
         retryable=True,
     ),
     _spec(
+        "VERSION_NOT_FOUND",
+        404,
+        "The model has no such version.",
+        "Look which versions there are: limner versions USER.",
+    ),
+    _spec(
+        "MODEL_CHANGED",
+        409,
+        "Another version of the model went live at the same moment.",
+        "Look which version serves now (limner versions USER), and activate again.",
+        retryable=True,
+    ),
+    _spec(
         "EXECUTION_STOPPED",
         409,
         "The onboarding was stopped before its end.",

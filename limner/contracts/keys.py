@@ -200,3 +200,8 @@ def artifact_key(user_id: str, model_id: str, version: int) -> str:
 def version_row(model_id: str, version: int) -> str:
     """Sort key of a version's row in the models table; the model's own row is ``model_id``."""
     return VERSION_ROW_TEMPLATE.format(check_model_id(model_id), check_version(version))
+
+
+def version_rows(model_id: str) -> str:
+    """What the sort keys of all versions of a model begin with, and those of no other model."""
+    return VERSION_ROW_TEMPLATE.format(check_model_id(model_id), "")

@@ -5,12 +5,14 @@ answers with the loaded manifest and what the platform sent; the request can ask
 ``{"status": 500}``, ``{"exit": true}``, ``{"sleep_s": 1}``, ``{"oom": true}`` (507 until a
 model has been unloaded). A manifest with ``"refuse": "text"`` does not load (400), one with
 ``"load_s": 2`` loads slowly. Prompts work as in the real container: the body may be a
-GenerateRequest, and the answer then is a GenerateResponse with one PNG of two pixels.
+GenerateRequest, and the answer then is a GenerateResponse with one PNG of two pixels; its
+``adapter_sha256`` tells whose artifact it was (``adapter_of``).
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import struct
@@ -32,6 +34,11 @@ def two_pixel_png() -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     )
+
+
+def adapter_of(request_id: str) -> str:
+    """What an answer drawn with the artifact of a request says of its adapter."""
+    return hashlib.sha256(request_id.encode()).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -125,7 +132,7 @@ class Handler(BaseHTTPRequestHandler):
                     "images": [image] * body.get("images", 1),
                     "prompt": body["prompt"],
                     "base_id": "tiny-1",
-                    "adapter_sha256": "0" * 64,
+                    "adapter_sha256": adapter_of(manifest.get("request_id", "")),
                     "denoise_ms": 1.0,
                 },
             )

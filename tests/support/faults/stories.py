@@ -396,6 +396,15 @@ def again(system: System) -> None:
     system.settle()
 
 
+def rolled_back(system: System) -> None:
+    """A second version is no good, the first one serves again, and then a third is trained."""
+    again(system)
+    system.ask(lambda limner: limner.roll_back("alice", from_version=2))
+    system.onboard(token="t3", retrain=True)
+    system.settle()
+    system.ask(lambda limner: limner.activate("alice", "default", 2))
+
+
 def adopted(system: System) -> None:
     """The reply to CreateTrainingJob is lost: the job is looked at until it ends."""
     lost = iter([Fault("SageMaker.AmazonSageMakerException", after=True)])
@@ -823,6 +832,7 @@ STORIES: Final[tuple[Story, ...]] = (
     leavings,
     already_ready,
     again,
+    rolled_back,
     adopted,
     adopted_for_ever,
     no_capacity,

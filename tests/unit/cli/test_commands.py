@@ -12,13 +12,16 @@ from typer.testing import CliRunner
 
 from limner.cli.boundary import EXIT_CODES
 from limner.cli.main import app
-from limner.client import Generation, Image, Limner
+from limner.client import Generation, Image, Limner, Prefetched
 from limner.contracts.errors import REGISTRY, LimnerError
 from limner.registry import RequestFailure
 from tests.unit.cli.conftest import Shell
 from tests.unit.client.world import World, photo
 
-COMMANDS = ("up", "down", "onboard", "status", "cancel", "generate", "train", "graph", "doctor")
+COMMANDS = (
+    *("up", "down", "onboard", "status", "cancel", "generate", "versions", "activate", "prefetch"),
+    *("train", "graph", "doctor"),
+)
 
 
 def test_help_lists_the_commands_and_exit_codes() -> None:
@@ -271,6 +274,71 @@ def test_generate_errors(
     result = shell("generate", user, "x", *options)
     assert (result.exit_code, result.stderr.split()[0]) == (exit_code, code)
     assert list(shell.folder.iterdir()) == []
+
+
+def test_versions_and_which_one_serves(aws: World, shell: Shell) -> None:
+    aws.put_model("alice", live=2)
+    lines = shell("versions", "alice").stdout.splitlines()
+    assert [line.split()[1:3] for line in lines] == [
+        ["3", "FAILED"],
+        ["2", "READY"],
+        ["1", "READY"],
+    ]
+    assert [line.endswith("  serves") for line in lines] == [False, True, False]
+    document = shell.json("versions", "alice")
+    assert (document["live_version"], document["previous"]) == (2, 1)
+    assert [version["version"] for version in document["versions"]] == [3, 2, 1]
+    assert shell("versions", "bob").exit_code == 4
+
+
+def test_activate_an_older_version(aws: World, shell: Shell) -> None:
+    aws.put_model("alice", live=3)
+    assert shell("activate", "alice", "1").stdout == "alice's model default: version 1 serves.\n"
+    assert shell.json("activate", "alice", "3")["live_version"] == 3
+    assert shell("activate", "alice", "previous").stdout.endswith("version 1 serves.\n")
+
+
+@pytest.mark.parametrize(
+    ("version", "code", "exit_code"),
+    [
+        ("4", "MODEL_NOT_READY", 5),
+        ("9", "VERSION_NOT_FOUND", 4),
+        ("0", "INVALID_INPUT", 2),
+        ("v1", "INVALID_INPUT", 2),
+        ("../2", "INVALID_INPUT", 2),
+    ],
+)
+def test_activate_errors(aws: World, shell: Shell, version: str, code: str, exit_code: int) -> None:
+    aws.put_model("alice", live=3)
+    result = shell("activate", "alice", version)
+    assert result.exit_code == exit_code
+    assert result.stderr.startswith(f"{code} ")
+
+
+def test_activate_says_what_is_being_trained(aws: World, shell: Shell) -> None:
+    aws.put_model("alice", live=2)
+    aws.clients.dynamodb.update_item(
+        TableName="models",
+        Key={"user_id": {"S": "alice"}, "model_row": {"S": "default"}},
+        UpdateExpression="SET active_request = :r",
+        ExpressionAttributeValues={":r": {"S": "r7"}},
+    )
+    assert "Request r7 trains a new version" in shell("activate", "alice", "1").stdout
+    assert "request r7 trains a new version" in shell("versions", "alice").stdout
+
+
+def test_prefetch(aws: World, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def fetch(_: Limner, user: str, model: str, **options: object) -> Prefetched:
+        asked.append((user, model, options))
+        return Prefetched(user, model, 2, f"{user}/{model}/v2.tar.gz", 1.25)
+
+    monkeypatch.setattr(Limner, "prefetch", fetch)
+    result = shell("prefetch", "alice", "--model", "dog", "--version", "2", "--timeout", "9")
+    assert result.stdout == "alice/dog/v2.tar.gz is in memory (1.2 s).\n"
+    assert asked == [("alice", "dog", {"version": 2, "deadline_s": 9})]
+    assert shell.json("prefetch", "alice")["version"] == 2
 
 
 def test_graph_writes_the_svg(aws: World, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

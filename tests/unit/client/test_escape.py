@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator
+import random
+import string
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -36,6 +38,92 @@ def test_keys_stay_inside_their_prefix(user_id: str, model_id: str, version: int
     for key in (f"models/{target}", uploads.rstrip("/")):
         assert posixpath.normpath(key) == key
         assert key.isascii()
+
+
+# What path traversals, decoders, templates and normalisers have fallen for elsewhere.
+TRICKS = (
+    *(
+        "..",
+        "../",
+        "..\\",
+        "/",
+        "//",
+        "./",
+        "\\",
+        "....//",
+        "..;/",
+        "/etc/passwd",
+        "C:\\",
+        "file://",
+    ),
+    *("%2e%2e%2f", "%2e", "%2F", "%5c", "%00", "%252e", "%c0%ae", "%u002e", "+", "%20", "&#46;"),
+    *("\0", "\n", "\r\n", "\t", " ", "\x7f", "\x1b[0m", "\u200b", "\u202e", "\ufeff", "\u0301"),
+    *(
+        "\uff0e\uff0e\uff0f",
+        "\u2024",
+        "\u2215",
+        "\u2044",
+        "\u0130",
+        "\u212a",
+        "\ud800",
+        "\U0001f600",
+    ),
+    *("{}", "{0}", "$.x", "States.Format", "${X}", "*", "?", "#v1", ":", "~", "'", '"', "<", "bob"),
+    *("bob/default/v1.tar.gz", "../bob/default", "models/", "v1.tar.gz", ".tar.gz", "x" * 900),
+)
+VALID = string.ascii_letters + string.digits + "_-"
+FUZZED = 50_000
+
+
+def fuzzed(random_: random.Random) -> str:
+    """A string of one of five kinds: valid, tricks, valid with a trick inside, noise, both."""
+    valid = "".join(random_.choices(VALID.lower(), k=random_.randint(0, 66)))
+    trick = "".join(random_.choices(TRICKS, k=random_.randint(1, 4)))
+    noise = "".join(chr(random_.randrange(0x2FFF)) for _ in range(random_.randint(0, 40)))
+    cut = random_.randint(0, len(valid))
+    kinds = (valid, trick, valid[:cut] + trick + valid[cut:], noise, trick + noise)
+    return random_.choice(kinds)
+
+
+def escapes(user_id: str, model_id: str, version: int) -> bool | None:
+    """Whether the names lead anywhere but to this very version; None if they are refused."""
+    try:
+        target = keys.target_model(user_id, model_id, version)
+        key = keys.artifact_key(user_id, model_id, version)
+    except LimnerError as error:
+        return None if error.code == "INVALID_INPUT" else True
+    plain = set(VALID)
+    return not (
+        target == f"{user_id}/{model_id}/v{version}.tar.gz"
+        and key == f"models/{target}"
+        and set(user_id) <= plain
+        and set(model_id) <= plain
+        and 0 < len(user_id) <= 64
+        and 0 < len(model_id) <= 32
+        and version >= 1
+        and posixpath.normpath(f"/{key}") == f"/{key}"
+    )
+
+
+def test_target_models_cannot_be_injected(record_property: Callable[[str, object], None]) -> None:
+    """P19: each string as a user, as a model, and as both; seeded, the same every time."""
+    random_ = random.Random(19)
+    verdicts = []
+    for _ in range(FUZZED):
+        text, version = fuzzed(random_), random_.choice((1, 2, 10**6, 0, -1))
+        verdicts += [
+            escapes(text, "default", version),
+            escapes("alice", text, version),
+            escapes(text, text, version),
+        ]
+    refused, passed = verdicts.count(None), verdicts.count(False)
+    assert verdicts.count(True) == 0
+    assert min(refused, passed) > FUZZED // 10, "both ways are tried"
+    record_property(
+        "figure",
+        f"P19  {FUZZED:,} fuzzed strings as user, as model and as both: 0 escapes; "
+        f"{refused:,} refused, {passed:,} gave exactly their own key",
+    )
 
 
 @pytest.fixture(scope="module")

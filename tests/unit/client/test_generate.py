@@ -102,7 +102,7 @@ def test_generate_with_an_older_version(aws: World, endpoint: Endpoint) -> None:
     [
         ("nobody", {}, "MODEL_NOT_FOUND"),
         ("alice", {"model_id": "cat"}, "MODEL_NOT_READY"),
-        ("alice", {"version": 9}, "MODEL_NOT_FOUND"),
+        ("alice", {"version": 9}, "VERSION_NOT_FOUND"),
         ("alice", {"version": 2}, "MODEL_NOT_READY"),
         ("alice", {"version": 0}, "INVALID_INPUT"),
         ("al/ice", {}, "INVALID_INPUT"),
