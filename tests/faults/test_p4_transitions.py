@@ -130,7 +130,8 @@ def test_no_write_goes_back_and_no_stale_writer_wins(figure: Callable[[str], Non
             assert judge.transitions[before.value, after.value], f"{before} -> {after} never seen"
     figure(
         f"P4   {STEPS:,} steps of {len(state_writers())} states and 14 kinds of code, "
-        f"{judge.writes:,} writes let through ({judge.flips} of another live version), {sum(judge.transitions.values()):,} transitions "
+        f"{judge.writes:,} writes let through ({judge.flips} of another live version), "
+        f"{sum(judge.transitions.values()):,} transitions "
         f"of {len(judge.transitions)} kinds: {len(judge.illegal)} illegal, "
         f"{len(judge.stale)} by a stale owner"
     )
