@@ -34,6 +34,7 @@ class Judge:
     def __init__(self) -> None:
         self.transitions: Counter[tuple[str, str]] = Counter()
         self.writes = 0
+        self.flips = 0
         self.illegal: list[str] = []
         self.stale: list[str] = []
 
@@ -43,6 +44,8 @@ class Judge:
             self._request(commit)
         elif commit.table == "models" and "#" not in commit.key[1]:
             self._model(commit)
+        elif commit.table == "models":
+            self._version(commit)
 
     def _request(self, commit: Commit) -> None:
         old, new = commit.old or {}, commit.new or {}
@@ -89,6 +92,22 @@ class Judge:
             numbers = [int(item.get(name, {}).get("N", "0")) for item in (old, new)]
             if numbers[1] < numbers[0]:
                 self.illegal.append(f"{name} {numbers}: {commit.call}")
+        if commit.writer == "client":
+            self._flip(commit, old, new)
+
+    def _flip(self, commit: Commit, old: Any, new: Any) -> None:
+        """A client changes what serves, and only if that is what it has read."""
+        self.flips += 1
+        changed = {name for name in {*old, *new} if old.get(name) != new.get(name)}
+        if changed - {"live_version", "target_model", "updated_at"}:
+            self.illegal.append(f"a client wrote {changed}: {commit.call}")
+        if old.get("live_version") != commit.call["ExpressionAttributeValues"].get(":seen"):
+            self.stale.append(f"over {old.get('live_version')}: {commit.call}")
+
+    def _version(self, commit: Commit) -> None:
+        """What a client lets serve has served."""
+        if commit.writer == "client" and _text(commit.old or {}, "status") != "READY":
+            self.illegal.append(f"a client activated {commit.old}: {commit.call}")
 
 
 def _text(item: Any, name: str) -> str:
@@ -105,12 +124,14 @@ def test_no_write_goes_back_and_no_stale_writer_wins(figure: Callable[[str], Non
         assert not judge.stale, judge.stale[0]
     seen = {after for _, after in judge.transitions}
     assert seen == {status.value for status in RequestStatus}, "the walk reaches every status"
+    assert judge.flips > 50
     for after, allowed in ALLOWED_FROM.items():
         for before in allowed - UNUSED.get(after, frozenset()):
             assert judge.transitions[before.value, after.value], f"{before} -> {after} never seen"
     figure(
-        f"P4   {STEPS:,} steps of {len(state_writers())} states and 13 kinds of code, "
-        f"{judge.writes:,} writes let through, {sum(judge.transitions.values()):,} transitions "
+        f"P4   {STEPS:,} steps of {len(state_writers())} states and 14 kinds of code, "
+        f"{judge.writes:,} writes let through ({judge.flips} of another live version), "
+        f"{sum(judge.transitions.values()):,} transitions "
         f"of {len(judge.transitions)} kinds: {len(judge.illegal)} illegal, "
         f"{len(judge.stale)} by a stale owner"
     )

@@ -16,6 +16,7 @@ import pytest
 from limner.client import Clients, Deployment, Limner
 from limner.contracts import keys
 from limner.contracts.onboarding import OnboardingInput
+from limner.registry import Registry
 from tests.support.endpoint import adapter_of
 from tests.support.onboarding import Stack
 
@@ -111,6 +112,15 @@ def test_what_serves_is_what_is_live(
     assert before.items() <= after.items(), "no artifact was written over"
     assert list(after) == [keys.artifact_key(user, "default", n) for n in (1, 2, 3)]
     assert [v.version for v in limner.versions(user).versions] == [3, 2, 1]
+
+    # What was read long ago, and what is not there, is refused by the laptop's DynamoDB, too.
+    model = limner.versions(user).model
+    registry = Registry(
+        limner.clients.dynamodb, limner.deployment.models_table, limner.deployment.requests_table
+    )
+    assert not registry.activate(model.model_copy(update={"live_version": 1}), 3)
+    assert not registry.activate(model, 9)
+    assert alice.live == 2
 
     # Where a flip fell into the middle of a call, either is right.
     settled = [drawn for before, drawn, after in alice.drawn if before == after]

@@ -832,7 +832,6 @@ STORIES: Final[tuple[Story, ...]] = (
     leavings,
     already_ready,
     again,
-    rolled_back,
     adopted,
     adopted_for_ever,
     no_capacity,
@@ -870,4 +869,5 @@ STORIES: Final[tuple[Story, ...]] = (
     batch_dies_early,
     job_over,
     cancelled_while_it_is_started,
+    rolled_back,
 )

@@ -27,7 +27,7 @@ from lambdas.shared.dynamo import Table
 from limner.contracts import keys
 from limner.contracts.errors import LimnerError
 from limner.contracts.statuses import RequestStatus
-from limner.registry import Registry, Request, RequestFailure
+from limner.registry import Model, Registry, Request, RequestFailure
 from tests.support.faults.dynamo import Memory
 from tests.support.faults.machine import compiled_template
 from tests.support.faults.sites import MachineSite, machine_sites, table_writes
@@ -172,7 +172,9 @@ class Playground:
             (1, self._mark_announced),
             (2, self._repair),
             (1, self._refuse),
+            (2, self._activate),
         ]
+        self._models_seen: list[Model] = []
 
     @property
     def _client(self) -> Any:
@@ -313,6 +315,15 @@ class Playground:
         """A row that no request can have; here it is any row, at the worst moment."""
         self.memory.writer = "dispatch"
         self.rng.choice(self._waiting).refuse({"request_id": wish.request_id})
+
+    def _activate(self, wish: Wish) -> None:
+        """The app lets another version serve, by what it read of the model at any time before."""
+        self.memory.writer = "client"
+        model = self._registry.model(wish.user_id, MODEL)
+        if model is not None:
+            self._models_seen = [*self._models_seen[-4:], model]
+            seen = self.rng.choice(self._models_seen)
+            self._registry.activate(seen, self.rng.randint(1, seen.last_version + 1))
 
     def _end(self, wish: Wish) -> None:
         owner = self.rng.choice(wish.owners)

@@ -152,9 +152,18 @@ def test_nobody_else_reaches_bobs_model(
     shared: tuple[World, list[str]], user_id: str, model_id: str
 ) -> None:
     deployed, asked = shared
-    with pytest.raises(LimnerError) as caught:
-        deployed.limner.generate(user_id, "x", model_id=model_id)
-    assert caught.value.code in {"INVALID_INPUT", "MODEL_NOT_FOUND"}
+    limner = deployed.limner
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: limner.generate(user_id, "x", model_id=model_id),
+        lambda: limner.prefetch(user_id, model_id),
+        lambda: limner.versions(user_id, model_id),
+        lambda: limner.activate(user_id, model_id, 1),
+        lambda: limner.roll_back(user_id, model_id),
+    )
+    for call in calls:
+        with pytest.raises(LimnerError) as caught:
+            call()
+        assert caught.value.code in {"INVALID_INPUT", "MODEL_NOT_FOUND"}
     assert asked == []
 
 
