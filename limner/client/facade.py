@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 from botocore.exceptions import ClientError
 from pydantic import ValidationError
 
+from limner.capture import Counts
 from limner.client import generation, polling, progress, registration, uploads
 from limner.client.aws import Clients, find_deployment
+from limner.client.capture import FLUSH_S, Capture
 from limner.client.errors import code_of, translated
 from limner.client.generation import Generation
 from limner.client.polling import Clock
 from limner.client.progress import Progress, StateVisit
 from limner.client.registration import PromisedPhoto, Registration
 from limner.contracts import keys
+from limner.contracts.capture import CaptureBy
 from limner.contracts.digests import input_digest
 from limner.contracts.errors import REGISTRY, LimnerError
 from limner.contracts.generation import GenerateRequest, ImageFormat
@@ -79,10 +82,17 @@ class Limner:
         clients: The boto3 clients.
         deployment: The AWS resources.
         clock: Time; tests turn it.
+        capture: ``client`` keeps what is generated in the bucket, behind the caller's back
+            (``docs/serving.md``). Then end with ``close``, or use the object as a context manager.
     """
 
     def __init__(
-        self, clients: Clients, deployment: Deployment, *, clock: Clock | None = None
+        self,
+        clients: Clients,
+        deployment: Deployment,
+        *,
+        clock: Clock | None = None,
+        capture: CaptureBy = "off",
     ) -> None:
         self.clients = clients
         self.deployment = deployment
@@ -90,6 +100,27 @@ class Limner:
         self._registry = Registry(
             clients.dynamodb, deployment.models_table, deployment.requests_table
         )
+        self._capture = Capture(clients.s3, deployment.bucket) if capture == "client" else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self, deadline_s: float = FLUSH_S) -> None:
+        """Gives the captured generations their time to be written; without capture, does nothing.
+
+        Args:
+            deadline_s: Seconds to wait at the most; what is left then is dropped, and counted.
+        """
+        if self._capture:
+            self._capture.close(deadline_s)
+
+    @property
+    def captured(self) -> Counts:
+        """How many generations were written to the bucket, dropped, or refused by it."""
+        return self._capture.counts if self._capture else Counts()
 
     @classmethod
     def connect(
@@ -99,6 +130,7 @@ class Limner:
         deployment: Deployment | None = None,
         session: boto3.Session | None = None,
         endpoint_url: str | None = None,
+        capture: CaptureBy | None = None,
     ) -> Self:
         """Connects to a deployed stage with the standard AWS settings.
 
@@ -109,6 +141,7 @@ class Limner:
                 of the stack ``limner-<stage>``.
             session: Credentials and region.
             endpoint_url: Another AWS than AWS itself; ``AWS_ENDPOINT_URL`` does the same.
+            capture: ``client`` or ``off``; ``LIMNER_CAPTURE``, else ``off``, where absent.
 
         Raises:
             LimnerError: ``NOT_DEPLOYED``, ``LAPTOP_NOT_RUNNING``, ``AWS_ERROR``, or
@@ -120,7 +153,11 @@ class Limner:
         )
         if deployment is None and stage is None:
             deployment = settings.deployment()
-        return cls(clients, deployment or find_deployment(clients.cloudformation, settings.stage))
+        return cls(
+            clients,
+            deployment or find_deployment(clients.cloudformation, settings.stage),
+            capture=capture or settings.capture,
+        )
 
     def onboard(
         self,
@@ -451,7 +488,7 @@ class Limner:
             deadline_s=deadline_s,
             clock=self._clock,
         )
-        return Generation(
+        drawn = Generation(
             images=generation.images_of(response),
             user_id=user_id,
             model_id=model_id,
@@ -462,6 +499,9 @@ class Limner:
             adapter_sha256=response.adapter_sha256,
             denoise_ms=response.denoise_ms,
         )
+        if self._capture:
+            self._capture.offer(wish, drawn)
+        return drawn
 
     def list_models(self, user_id: str, *, page_size: int = 50) -> Iterator[Model]:
         """A user's models by name; pages are fetched while the iterator is used.
