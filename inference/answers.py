@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from typing import Final
 
 from PIL import Image
@@ -21,15 +22,31 @@ from limner.contracts.generation import (
 _QUALITY: Final = 90
 
 
-def as_json(generation: Generation, image_format: ImageFormat) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is sent, and the image files that are in it.
+
+    Attributes:
+        content: The body.
+        files: The file of each image.
+        image_format: Of the files.
+    """
+
+    content: bytes
+    files: tuple[bytes, ...]
+    image_format: ImageFormat
+
+
+def as_json(generation: Generation, image_format: ImageFormat) -> Answer:
     """A ``GenerateResponse`` with all images.
 
     Raises:
         LimnerError: ``INVALID_INPUT``, if the platform would refuse its size.
     """
+    files = tuple(encoded(pixels, image_format) for pixels in generation.pixels)
     images = [
-        GeneratedImage.of(encoded(pixels, image_format), image_format, seed)
-        for pixels, seed in zip(generation.pixels, generation.seeds, strict=True)
+        GeneratedImage.of(file, image_format, seed)
+        for file, seed in zip(files, generation.seeds, strict=True)
     ]
     response = GenerateResponse(
         images=images,
@@ -38,16 +55,18 @@ def as_json(generation: Generation, image_format: ImageFormat) -> bytes:
         adapter_sha256=generation.adapter_sha256,
         denoise_ms=generation.denoise_ms,
     )
-    return _bounded(response.model_dump_json(exclude_none=True).encode())
+    content = _bounded(response.model_dump_json(exclude_none=True).encode())
+    return Answer(content, files, image_format)
 
 
-def as_image(generation: Generation, image_format: ImageFormat) -> bytes:
+def as_image(generation: Generation, image_format: ImageFormat) -> Answer:
     """The first image as a file.
 
     Raises:
         LimnerError: ``INVALID_INPUT``, if the platform would refuse its size.
     """
-    return _bounded(encoded(generation.pixels[0], image_format))
+    file = _bounded(encoded(generation.pixels[0], image_format))
+    return Answer(file, (file,), image_format)
 
 
 def encoded(pixels: Pixels, image_format: ImageFormat) -> bytes:

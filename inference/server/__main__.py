@@ -19,7 +19,7 @@ from limner.contracts.errors import LimnerError
 from limner.contracts.training import explain
 
 # SageMaker sends SIGKILL 30 s after SIGTERM. Requests get 20 s to end by themselves; then the
-# engine ends the running one at its next denoising step.
+# engine ends the running one at its next denoising step, and what is captured gets 5 s.
 GRACE_S: Final = 20
 
 
@@ -57,12 +57,15 @@ def serve(settings: Settings, started: float) -> None:
     read_card(settings.base_dir)
     import uvicorn
 
+    from inference.capture import open_capture
     from inference.server.app import build_app
     from inference.start import start_engine
 
     imported = time.perf_counter()
     engine = start_engine(settings)
-    app = build_app(engine, settings.models_root)
+    bucket = settings.capture_bucket
+    capture = open_capture(bucket, engine.base.base_id) if bucket else None
+    app = build_app(engine, settings.models_root, capture)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
