@@ -63,7 +63,7 @@ class Server:
         return [model["modelName"] for model in self.http.get("/models").json()["models"]]
 
 
-def start(base: Path, folder: Path) -> Server:
+def start(base: Path, folder: Path, **environment: str) -> Server:
     models, log = folder / "models", folder / "log.jsonl"
     models.mkdir(parents=True)
     with log.open("wb") as output:
@@ -80,6 +80,7 @@ def start(base: Path, folder: Path) -> Server:
                 "LIMNER_MODELS_ROOT": str(models),
                 "LIMNER_MAX_MODELS": str(SLOTS),
                 "LIMNER_MAX_RANK": str(MAX_RANK),
+                **environment,
             },
         )
     deadline = time.monotonic() + START_DEADLINE_S
