@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -147,3 +149,34 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIMNER_CAPTURE", "everything")
     with pytest.raises(LimnerError, match="capture"):
         Limner.connect()
+
+
+PROGRAM = """
+import threading
+from limner.client.capture import Capture
+from limner.client.generation import Generation, Image
+from limner.contracts.generation import GenerateRequest
+
+started, ending = threading.Event(), threading.Event()
+
+
+class Store:
+    def put_object(self, Key, **_):
+        started.set()
+        ending.wait()  # until the program has come to its end
+        print(Key.rpartition("/")[2])
+
+
+drawn = Generation((Image(b"x", 0),), "alice", "default", 1, "t", "p", "b", "a", 1.0)
+Capture(Store(), "bucket").offer(GenerateRequest(prompt="x"), drawn)
+started.wait()
+ending.set()
+"""
+
+
+def test_a_program_that_forgets_to_close_flushes_when_it_ends() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.split() == ["image-00.png", "request.json"]
+    assert done.stderr == ""
