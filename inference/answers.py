@@ -58,28 +58,41 @@ class Form:
         return cls(accepted, image_format)
 
 
-def encode_answer(generation: Generation, form: Form) -> bytes:
-    """The body of an answer; takes some milliseconds for each image.
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is sent, and the image files that are in it.
+
+    Attributes:
+        content: The body.
+        files: The file of each image.
+        image_format: Of the files.
+    """
+
+    content: bytes
+    files: tuple[bytes, ...]
+    image_format: ImageFormat
+
+
+def encode_answer(generation: Generation, form: Form) -> Answer:
+    """An answer; takes some milliseconds for each image.
 
     Raises:
         LimnerError: ``INVALID_INPUT``, if it is more than InvokeEndpoint carries.
     """
-    if form.media_type == JSON_TYPE:
-        content = _json(generation, form.image_format)
-    else:
-        content = _encoded(generation.pixels[0], form.image_format)
+    files = tuple(_encoded(pixels, form.image_format) for pixels in generation.pixels)
+    content = _json(generation, files, form) if form.media_type == JSON_TYPE else files[0]
     if len(content) > MAX_BODY_BYTES:
         raise LimnerError(
             "INVALID_INPUT",
             f"The answer exceeds {MAX_BODY_BYTES} bytes: ask for fewer images, or for jpeg.",
         )
-    return content
+    return Answer(content, files, form.image_format)
 
 
-def _json(generation: Generation, image_format: ImageFormat) -> bytes:
+def _json(generation: Generation, files: tuple[bytes, ...], form: Form) -> bytes:
     images = [
-        GeneratedImage.of(_encoded(pixels, image_format), image_format, seed)
-        for pixels, seed in zip(generation.pixels, generation.seeds, strict=True)
+        GeneratedImage.of(file, form.image_format, seed)
+        for file, seed in zip(files, generation.seeds, strict=True)
     ]
     response = GenerateResponse(
         images=images,

@@ -1,4 +1,4 @@
-"""Metrics of each load and each generation, as lines of the log that CloudWatch makes metrics of.
+"""Metrics of loads, generations and capture, as lines of the log that CloudWatch makes metrics of.
 
 The embedded metric format: no call, no permission, nothing to wait for (Amazon CloudWatch user
 guide, "Specification: Embedded metric format"). The base is the only dimension. The model is a
@@ -31,6 +31,14 @@ EVICTIONS: Final = "Evictions"
 """Adapters that had to leave their slots for others."""
 RESIDENT_BYTES: Final = "ResidentBytes"
 """Adapters in the host's memory, and all slots on the device."""
+CAPTURES_WRITTEN: Final = "CapturesWritten"
+"""Generations that were written to the bucket since the last such line."""
+CAPTURES_DROPPED: Final = "CapturesDropped"
+"""Those that were not, since the writer had no room or no time left."""
+CAPTURES_FAILED: Final = "CapturesFailed"
+"""Those that S3 refused."""
+CAPTURES_UNNAMED: Final = "CapturesUnnamed"
+"""Those of which nobody said whose model drew."""
 
 _UNITS: Final = {
     LOAD_MS: "Milliseconds",
@@ -40,12 +48,13 @@ _UNITS: Final = {
 }
 
 
-def record(base_id: str, model: str, values: Mapping[str, float]) -> None:
+def record(base_id: str, model: str | None, values: Mapping[str, float]) -> None:
     """Writes one line of metrics.
 
     Args:
         base_id: The base, the dimension.
-        model: The platform's name of the model; its fingerprint is written.
+        model: The platform's name of the model; its fingerprint is written. None where the
+            figures are not about one model.
         values: Metric to figure.
     """
     described = [{"Name": name, "Unit": _UNITS.get(name, "Count")} for name in values]
@@ -55,7 +64,7 @@ def record(base_id: str, model: str, values: Mapping[str, float]) -> None:
         {
             "_aws": {"Timestamp": int(time.time() * 1000), "CloudWatchMetrics": [directive]},
             BASE: base_id,
-            "Model": fingerprint(model),
+            **({} if model is None else {"Model": fingerprint(model)}),
             **{name: round(value, 3) for name, value in values.items()},
         },
     )

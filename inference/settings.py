@@ -32,6 +32,8 @@ class Settings(BaseSettings):
         max_rank: Highest rank of an adapter; training's own limit.
         device: Where the base runs; ``auto`` takes a GPU where there is one.
         torch_threads: Threads of one CPU operation; 0 leaves it to torch.
+        capture_bucket: Bucket that keeps what is drawn, below ``generations/``; empty for none.
+            The ASGI shell does.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
@@ -51,6 +53,11 @@ class Settings(BaseSettings):
     max_rank: int = Field(default=256, ge=1, validation_alias="LIMNER_MAX_RANK")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", validation_alias="LIMNER_DEVICE")
     torch_threads: int = Field(default=0, ge=0, validation_alias="LIMNER_TORCH_THREADS")
+    capture_bucket: str = Field(
+        default="",
+        pattern=r"^([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])?$",
+        validation_alias="LIMNER_CAPTURE_BUCKET",
+    )
 
 
 class TritonSettings(BaseSettings):

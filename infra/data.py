@@ -86,6 +86,8 @@ class Data(Construct):
                 _expire("FirstImages", keys.PREVIEWS, settings.photo_days),
                 _expire("Jobs", keys.JOBS, settings.job_days),
                 _expire("Batches", keys.BATCHES, settings.job_days),
+                # Whether or not anything is captured now: it may have been, before.
+                _expire("Generations", keys.GENERATIONS, settings.generation_days),
                 s3.LifecycleRule(
                     id="Remains",
                     noncurrent_version_expiration=Duration.days(NONCURRENT_DAYS),

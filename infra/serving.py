@@ -25,6 +25,8 @@ _IN_AGAIN_S: Final = 900
 class PersonalModelEndpoint(Construct):
     """Model, endpoint configuration, endpoint, autoscaling, and the role that reads ``models/``.
 
+    Where the endpoint captures, the role writes ``generations/``.
+
     Attributes:
         endpoint: What others need to know of it.
     """
@@ -58,13 +60,19 @@ class PersonalModelEndpoint(Construct):
             assumed_by=iam.ServicePrincipal("sagemaker.amazonaws.com"),
             managed_policies=[platform.policy],
         )
-        doors.open(role, "Serving", Objects(reads=(keys.MODELS,)))
+        captures = settings.capture == "endpoint"
+        doors.open(
+            role,
+            "Serving",
+            Objects(reads=(keys.MODELS,), writes=(keys.GENERATIONS,) if captures else ()),
+        )
         model = sagemaker.CfnModel(
             self,
             "Model",
             execution_role_arn=role.role_arn,
             primary_container=sagemaker.CfnModel.ContainerDefinitionProperty(
                 image=image,
+                environment={"LIMNER_CAPTURE_BUCKET": bucket.bucket_name} if captures else None,
                 mode="MultiModel",
                 # TargetModel is the key behind this prefix.
                 model_data_url=f"s3://{bucket.bucket_name}/{keys.MODELS}/",

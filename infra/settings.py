@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from infra import images, prices
 from limner.contracts import keys
 from limner.contracts.base import TINY_BASE_ID
+from limner.contracts.capture import CaptureBy
 from workflows import retries
 
 LOCAL: Final = "local"
@@ -118,6 +119,10 @@ class StageSettings(BaseSettings):
         grace_s: Seconds that a row may stand still before ``reconcile`` looks at it.
         photo_days: Days until photos, configs and first images are deleted.
         job_days: Days until the archives of jobs and batches are deleted; published copies stay.
+        generation_days: Days until captured generations are deleted.
+        capture: Who keeps what is drawn in the bucket, below ``generations/``: ``endpoint`` (its
+            container, which may write there then), ``client`` (apps, by their own setting of this
+            name and their own right), or ``off``.
         cors_origins: Web origins whose pages may upload photos right from the browser.
         alarm_email: Who is told of alarms and of the budget; nobody by mail if empty.
         alarm_topic_arn: An SNS topic of yours for alarms, instead of a new one.
@@ -190,6 +195,8 @@ class StageSettings(BaseSettings):
 
     photo_days: int = Field(default=30, ge=1, le=3_650)
     job_days: int = Field(default=14, ge=1, le=3_650)
+    generation_days: int = Field(default=30, ge=1, le=3_650)
+    capture: CaptureBy = "off"
     cors_origins: Origins = ()
 
     alarm_email: str = Field(default="", pattern=r"^([^@\s]+@[^@\s]+)?$")

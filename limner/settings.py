@@ -13,6 +13,7 @@ Environment variables (all optional):
 ``LIMNER_REGISTER_FUNCTION``          the function ``register``, for ``Limner.register/submit``
 ``LIMNER_ONBOARD_BATCH_MACHINE_ARN``  the state machine ``onboard_batch``
 ``LIMNER_BUS_NAME``                   the bus that takes ``limner.onboarding.requested``
+``LIMNER_CAPTURE``                    ``client``: ``generate`` keeps what it drew in the bucket
 ``AWS_ENDPOINT_URL``                  the AWS to talk to, where it is not AWS itself
 ====================================  ==========================================================
 
@@ -29,6 +30,7 @@ from typing import Final
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from limner.contracts.capture import CaptureBy
 from limner.contracts.errors import LimnerError
 from limner.contracts.training import explain
 
@@ -115,6 +117,8 @@ class Settings(BaseSettings):
     register_function: str = ""
     onboard_batch_machine_arn: str = ""
     bus_name: str = ""
+    # The stage's own setting; of its values only ``client`` is about this program.
+    capture: CaptureBy = "off"
     aws_endpoint_url: str = Field(default="", validation_alias="AWS_ENDPOINT_URL")
 
     def deployment(self) -> Deployment | None:

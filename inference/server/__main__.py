@@ -17,7 +17,7 @@ from limner.contracts.errors import LimnerError
 from limner.contracts.training import explain
 
 # SageMaker sends SIGKILL 30 s after SIGTERM. Requests get 20 s to end by themselves; then the
-# engine ends the running one at its next denoising step.
+# engine ends the running one at its next denoising step, and what is captured gets 5 s.
 GRACE_S: Final = 20
 
 
@@ -52,9 +52,12 @@ def serve(settings: Settings) -> None:
     # After torch, and only where the base is sound: these take a second to import.
     import uvicorn
 
+    from inference.capture import open_capture
     from inference.server.app import build_app
 
-    app = build_app(opened.engine, settings.models_root)
+    bucket = settings.capture_bucket
+    capture = open_capture(bucket, opened.engine.base.base_id) if bucket else None
+    app = build_app(opened.engine, settings.models_root, capture)
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -25,6 +25,7 @@ from starlette.routing import Route
 
 from inference.answers import Form, encode_answer
 from inference.bodies import model_folder
+from inference.capture import Capture
 from inference.engine.engine import Engine, Generation, LoadedModel
 from inference.logs import fingerprint, log
 from inference.server.requests import LoadRequest, read_body, read_page
@@ -44,11 +45,13 @@ class Api:
     Args:
         engine: The engine.
         models_root: Folder under which every model's ``url`` must lie.
+        capture: Keeps what is drawn; None for nothing.
     """
 
-    def __init__(self, engine: Engine, models_root: Path) -> None:
+    def __init__(self, engine: Engine, models_root: Path, capture: Capture | None = None) -> None:
         self._engine = engine
         self._models_root = models_root
+        self._capture = capture
 
     async def load(self, request: Request, facts: Facts) -> Response:
         """``POST /models``."""
@@ -95,8 +98,11 @@ class Api:
             queue_ms=round(generation.queue_ms, 2),
             denoise_ms=round(generation.denoise_ms, 2),
         )
-        content = await run_in_threadpool(encode_answer, generation, form)
-        return Response(content, media_type=form.media_type)
+        answer = await run_in_threadpool(encode_answer, generation, form)
+        if self._capture:
+            target = request.headers.get(TARGET_HEADER)
+            facts["capture"] = self._capture.offer(target, body, generation, answer)
+        return Response(answer.content, media_type=form.media_type)
 
 
 async def _unless_gone(request: Request, future: Future[Generation]) -> Generation:
@@ -125,14 +131,16 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def build_app(engine: Engine, models_root: Path) -> Starlette:
-    """The ASGI application over an engine, which it closes when it ends."""
-    api = Api(engine, models_root)
+def build_app(engine: Engine, models_root: Path, capture: Capture | None = None) -> Starlette:
+    """The ASGI application over an engine and a capture, which it closes when it ends."""
+    api = Api(engine, models_root, capture)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
         await run_in_threadpool(engine.close)
+        if capture:
+            await run_in_threadpool(capture.close)
 
     return Starlette(
         routes=[
@@ -154,7 +162,7 @@ def _guarded(event: str, handler: Handler) -> Callable[[Request], Awaitable[Resp
     async def endpoint(request: Request) -> Response:
         started = time.perf_counter()
         facts: Facts = {}
-        # The platform sends the original TargetModel for logs only; it holds the user's id.
+        # The platform sends the original TargetModel; it holds the user's id.
         if target := request.headers.get(TARGET_HEADER):
             facts["target"] = fingerprint(target)
         try:

@@ -146,7 +146,7 @@ def _encoded(drawn: Drawing, form: Form, facts: Facts) -> bytes:
     generation = drawn.result()
     facts["queue_ms"] = round(generation.queue_ms, 2)
     facts["denoise_ms"] = round(generation.denoise_ms, 2)
-    return encode_answer(generation, form)
+    return encode_answer(generation, form).content
 
 
 def _outcome(event: str, facts: Facts, work: Callable[[], T]) -> T | LimnerError:

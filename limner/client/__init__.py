@@ -1,5 +1,6 @@
 """The app's side of Limner: onboard users, follow their requests, generate with their models."""
 
+from limner.capture import Counts
 from limner.client.aws import Clients
 from limner.client.facade import Limner, ModelStatus
 from limner.client.generation import Generation, Image
@@ -16,6 +17,7 @@ from limner.settings import Deployment
 __all__ = [
     "Clients",
     "Clock",
+    "Counts",
     "Deployment",
     "Generation",
     "Image",

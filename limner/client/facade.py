@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 from botocore.exceptions import ClientError
 from pydantic import ValidationError
 
+from limner.capture import Counts
 from limner.client import (
     generation,
     polling,
@@ -21,6 +22,7 @@ from limner.client import (
     versions,
 )
 from limner.client.aws import Clients, find_deployment
+from limner.client.capture import FLUSH_S, Capture
 from limner.client.errors import code_of, translated
 from limner.client.generation import Generation
 from limner.client.polling import Clock
@@ -29,6 +31,7 @@ from limner.client.progress import Progress, StateVisit
 from limner.client.registration import PromisedPhoto, Registration
 from limner.client.versions import ModelVersions
 from limner.contracts import keys
+from limner.contracts.capture import CaptureBy
 from limner.contracts.digests import input_digest
 from limner.contracts.errors import REGISTRY, LimnerError
 from limner.contracts.generation import GenerateRequest, ImageFormat
@@ -90,10 +93,17 @@ class Limner:
         clients: The boto3 clients.
         deployment: The AWS resources.
         clock: Time; tests turn it.
+        capture: ``client`` keeps what is generated in the bucket, behind the caller's back
+            (``docs/serving.md``). Then end with ``close``, or use the object as a context manager.
     """
 
     def __init__(
-        self, clients: Clients, deployment: Deployment, *, clock: Clock | None = None
+        self,
+        clients: Clients,
+        deployment: Deployment,
+        *,
+        clock: Clock | None = None,
+        capture: CaptureBy = "off",
     ) -> None:
         self.clients = clients
         self.deployment = deployment
@@ -102,6 +112,27 @@ class Limner:
             clients.dynamodb, deployment.models_table, deployment.requests_table
         )
         self._prefetches = prefetching.Background()
+        self._capture = Capture(clients.s3, deployment.bucket) if capture == "client" else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self, deadline_s: float = FLUSH_S) -> None:
+        """Gives the captured generations their time to be written; without capture, does nothing.
+
+        Args:
+            deadline_s: Seconds to wait at the most; what is left then is dropped, and counted.
+        """
+        if self._capture:
+            self._capture.close(deadline_s)
+
+    @property
+    def captured(self) -> Counts:
+        """How many generations were written to the bucket, dropped, or refused by it."""
+        return self._capture.counts if self._capture else Counts()
 
     @classmethod
     def connect(
@@ -111,6 +142,7 @@ class Limner:
         deployment: Deployment | None = None,
         session: boto3.Session | None = None,
         endpoint_url: str | None = None,
+        capture: CaptureBy | None = None,
     ) -> Self:
         """Connects to a deployed stage with the standard AWS settings.
 
@@ -121,6 +153,7 @@ class Limner:
                 of the stack ``limner-<stage>``.
             session: Credentials and region.
             endpoint_url: Another AWS than AWS itself; ``AWS_ENDPOINT_URL`` does the same.
+            capture: ``client`` or ``off``; ``LIMNER_CAPTURE``, else ``off``, where absent.
 
         Raises:
             LimnerError: ``NOT_DEPLOYED``, ``LAPTOP_NOT_RUNNING``, ``AWS_ERROR``, or
@@ -132,7 +165,11 @@ class Limner:
         )
         if deployment is None and stage is None:
             deployment = settings.deployment()
-        return cls(clients, deployment or find_deployment(clients.cloudformation, settings.stage))
+        return cls(
+            clients,
+            deployment or find_deployment(clients.cloudformation, settings.stage),
+            capture=capture or settings.capture,
+        )
 
     def onboard(
         self,
@@ -463,7 +500,7 @@ class Limner:
             deadline_s=deadline_s,
             clock=self._clock,
         )
-        return Generation(
+        drawn = Generation(
             images=generation.images_of(response),
             user_id=user_id,
             model_id=model_id,
@@ -474,6 +511,9 @@ class Limner:
             adapter_sha256=response.adapter_sha256,
             denoise_ms=response.denoise_ms,
         )
+        if self._capture:
+            self._capture.offer(wish, drawn)
+        return drawn
 
     def prefetch(
         self,

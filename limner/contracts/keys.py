@@ -22,6 +22,8 @@ _MODEL_ID: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 # execution names, at most 80 (Step Functions API reference, StartExecution).
 _REQUEST_ID: Final = re.compile(r"[a-z0-9](-?[a-z0-9]){0,39}")
 _BATCH_JOB: Final = re.compile(r"limner-batch-([a-z0-9](?:-?[a-z0-9]){0,39})-([1-9][0-9]{0,3})")
+_TARGET_MODEL: Final = re.compile(r"([^/]+)/([^/]+)/v([1-9][0-9]{0,8})\.tar\.gz")
+_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _BASE_ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 DEFAULT_MODEL_ID: Final = "default"
@@ -33,6 +35,7 @@ PREVIEWS: Final = "previews"
 MODELS: Final = "models"
 CONFIGS: Final = "configs"
 BATCHES: Final = "batches"
+GENERATIONS: Final = "generations"
 CONFIG_FILE: Final = "config.json"
 
 # Requests are spread over this many partitions of each index, by user: a user who floods the queue
@@ -49,6 +52,7 @@ UPLOADS_TEMPLATE: Final = f"{UPLOADS}/{{}}/{{}}/"  # user_id, request_id
 PREVIEWS_TEMPLATE: Final = f"{PREVIEWS}/{{}}/"  # request_id
 JOB_ARTIFACT_TEMPLATE: Final = f"{JOBS}/{{}}/output/model.tar.gz"  # job name
 TARGET_MODEL_TEMPLATE: Final = "{}/{}/v{}.tar.gz"  # user_id, model_id, version
+GENERATION_TEMPLATE: Final = f"{GENERATIONS}/{{}}/{{}}/{{}}/"  # user_id, date, generation id
 CONFIG_TEMPLATE: Final = f"{CONFIGS}/{{}}/"  # request_id
 BATCH_JOB_NAME_TEMPLATE: Final = "limner-batch-{}-{}"  # batch_id, attempt
 BATCH_TEMPLATE: Final = f"{BATCHES}/{{}}/{{}}/"  # batch_id, attempt
@@ -189,6 +193,27 @@ def target_model(user_id: str, model_id: str, version: int) -> str:
     """
     return TARGET_MODEL_TEMPLATE.format(
         check_user_id(user_id), check_model_id(model_id), check_version(version)
+    )
+
+
+def parts_of_target_model(value: str) -> tuple[str, str, int] | None:
+    """User, model and version that a TargetModel names; None for whatever has another form."""
+    found = _TARGET_MODEL.fullmatch(value)
+    if not found or not _USER_ID.fullmatch(found[1]) or not _MODEL_ID.fullmatch(found[2]):
+        return None
+    return found[1], found[2], int(found[3])
+
+
+def generation_prefix(user_id: str, date: str, generation_id: str) -> str:
+    """Where a captured generation lies.
+
+    Args:
+        user_id: Whose model drew.
+        date: The day, UTC, ``YYYY-MM-DD``: a day of a user is one listing.
+        generation_id: A fresh ``new_request_id``.
+    """
+    return GENERATION_TEMPLATE.format(
+        check_user_id(user_id), _checked("date", _DATE, date), check_request_id(generation_id)
     )
 
 

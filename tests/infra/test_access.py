@@ -7,17 +7,19 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infra.publish import Synthesis
+from infra.publish import Synthesis, synthesize
+from infra.settings import StageSettings
 from limner.contracts import keys
 from tests.infra.iam import HERE, Account, Call, like, listed
 
 FOLDERS = (
     *(keys.UPLOADS, keys.CONFIGS, keys.BASES, keys.PREVIEWS, keys.JOBS, keys.BATCHES, keys.MODELS),
-    *("generations", ""),
+    *(keys.GENERATIONS, ""),
 )
 ALL_BUT_MODELS = {keys.UPLOADS, keys.CONFIGS, keys.BASES, keys.PREVIEWS, keys.BATCHES}
 
@@ -136,6 +138,41 @@ def test_no_policy_that_is_ever_attached_opens_another_folder(cloud: Synthesis) 
         for folder in set(FOLDERS) - reads - writes if reads | writes else ():
             call = Call(role_of(account, name), "s3:GetObject", f"{bucket}/{folder}/x")
             assert not account.allows(call), call
+
+
+def test_an_endpoint_that_captures_writes_generations_and_reads_none(
+    account: Account, tmp_path: Path
+) -> None:
+    settings = StageSettings(stage="prod", capture="endpoint", generation_days=7)
+    template = synthesize(settings, tmp_path).template
+    capturing = Account(template)
+    assert sorted(capturing.roles) == sorted(account.roles)
+    name = data_bucket(capturing)
+    bucket = capturing.arn(name)
+    serving = role_of(capturing, "ServingRole")
+    for role, folder in itertools.product(capturing.roles, FOLDERS):
+        arn = f"{bucket}/{folder}/alice/x" if folder else f"{bucket}/x"
+        for action in ("GetObject", "PutObject", "DeleteObject"):
+            # Nothing but this one cell differs from the stage without capture.
+            may = account.allows(Call(role, f"s3:{action}", arn)) or (
+                (role, folder, action) == (serving, keys.GENERATIONS, "PutObject")
+            )
+            call = Call(role, f"s3:{action}", arn)
+            assert capturing.allows(call) == may, call
+    (model,) = [
+        item["Properties"]["PrimaryContainer"]
+        for item in template["Resources"].values()
+        if item["Type"] == "AWS::SageMaker::Model"
+    ]
+    assert model["Environment"] == {"LIMNER_CAPTURE_BUCKET": {"Ref": name}}
+    rules = template["Resources"][name]["Properties"]["LifecycleConfiguration"]["Rules"]
+    (rule,) = [rule for rule in rules if rule.get("Prefix") == f"{keys.GENERATIONS}/"]
+    assert rule["ExpirationInDays"] == 7
+
+
+def test_what_the_app_captures_needs_nothing_of_the_stage(cloud: Synthesis, tmp_path: Path) -> None:
+    theirs = synthesize(StageSettings(stage="prod", capture="client"), tmp_path)
+    assert theirs.template == cloud.template
 
 
 def test_nobody_comes_to_data_without_tls(account: Account) -> None:

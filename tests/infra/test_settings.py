@@ -30,6 +30,7 @@ def test_a_stage_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert settings.endpoint_instances == 3
     assert settings.training_instance_types == ("ml.g5.xlarge", "ml.g4dn.xlarge")
     assert settings.cors_origins == ("https://shop.example.com",)
+    assert settings.capture == "off"
     assert settings.has_key
     assert not settings.is_local
 

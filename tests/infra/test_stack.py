@@ -104,7 +104,7 @@ def test_what_is_a_users_goes_away_and_models_stay(stage: Synthesis) -> None:
     rules = data_bucket(stage)["LifecycleConfiguration"]["Rules"]
     expiring = {rule["Prefix"] for rule in rules if "ExpirationInDays" in rule}
     temporary = (keys.UPLOADS, keys.CONFIGS, keys.PREVIEWS, keys.JOBS, keys.BATCHES)
-    assert expiring == {f"{folder}/" for folder in temporary}
+    assert expiring == {f"{folder}/" for folder in (*temporary, keys.GENERATIONS)}
 
 
 def test_users_data_outlive_a_stack_on_aws_only(local: Synthesis, cloud: Synthesis) -> None:
@@ -121,6 +121,7 @@ def test_the_endpoint_serves_many_models_from_one_prefix(stage: Synthesis) -> No
     _, parts = container["ModelDataUrl"]["Fn::Join"]
     assert parts[0] == "s3://"
     assert parts[-1] == "/models/"
+    assert "Environment" not in container, "no capture, unless it is asked for"
 
 
 def test_the_endpoint_scales_by_invocations(stage: Synthesis) -> None:

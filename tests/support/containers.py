@@ -77,19 +77,29 @@ class Container:
     """Whether 404 and 409 come with our words; Triton knows them by itself and says its own."""
 
     @classmethod
-    def start(cls, base: Path, folder: Path, *, scarce: bool = False) -> Container:
+    def start(
+        cls,
+        base: Path,
+        folder: Path,
+        *,
+        scarce: bool = False,
+        extra: Mapping[str, str] | None = None,
+    ) -> Container:
         """Starts one with no models.
 
         Args:
             base: Folder of the base.
             folder: For its models and its log.
             scarce: Whether memory ends at a certain prompt (``tests.support.scarce``).
+            extra: Other settings.
         """
         models, log = folder / "models", folder / "log.jsonl"
         models.mkdir(parents=True)
         module = "tests.support.scarce" if scarce else "inference.server"
         process = _spawn(
-            [sys.executable, "-m", module], log, {**_environment(base, models), **_port("0")}
+            [sys.executable, "-m", module],
+            log,
+            {**_environment(base, models), **_port("0"), **(extra or {})},
         )
         _wait_until_ready(process, log)
         port = _ready_line(log)["port"]

@@ -48,3 +48,27 @@ def test_the_same_token_is_the_same_request_of_the_same_user() -> None:
 def test_versions_start_at_one() -> None:
     with pytest.raises(LimnerError, match="INVALID_INPUT"):
         keys.target_model("alice", "default", 0)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", "alice/default/v1", "alice/default/v0.tar.gz", "alice/default/v01.tar.gz"),
+        *("alice/v1.tar.gz", "../default/v1.tar.gz", "a/b/default/v1.tar.gz", "alice//v1.tar.gz"),
+        *("alice/Default/v1.tar.gz", "alice/default/v1.tar.gz\n", "al*ce/default/v1.tar.gz"),
+    ],
+)
+def test_another_form_is_no_target_model(value: str) -> None:
+    assert keys.parts_of_target_model(value) is None
+
+
+def test_a_target_model_tells_whose_it_is() -> None:
+    target = keys.target_model("Alice_1", "dog", 12)
+    assert keys.parts_of_target_model(target) == ("Alice_1", "dog", 12)
+
+
+@pytest.mark.parametrize("date", ["", "2026-1-1", "2026-01-01/..", "2026-01-01\n"])
+def test_a_generation_lies_below_its_user_and_day(date: str) -> None:
+    assert keys.generation_prefix("alice", "2026-01-01", "g1") == "generations/alice/2026-01-01/g1/"
+    with pytest.raises(LimnerError, match="INVALID_INPUT"):
+        keys.generation_prefix("alice", date, "g1")

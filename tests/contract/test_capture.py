@@ -1,0 +1,140 @@
+"""The container writes what it answers to S3: the real process, and the laptop's S3."""
+
+import base64
+import io
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from limner import local
+from limner.contracts.capture import CapturedGeneration
+from limner.contracts.generation import GenerateResponse
+from tests.support.artifacts import write_artifact
+from tests.support.containers import PROMPT, Container
+from tests.support.pipelines import save_random_pipeline
+
+TARGET = "zebrauser/dog/v3.tar.gz"
+AWS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "LIMNER_CAPTURE_BUCKET": "captured",
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_pipeline(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> Iterator[str]:
+    """The laptop's S3."""
+    project = tmp_path / "project"
+    project.mkdir()
+    yield local.start(project, port=0, deploy=False).endpoint_url
+    local.stop(project)
+
+
+@pytest.fixture
+def dead_end() -> Iterator[str]:
+    """An S3 that takes every call and answers none."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png))).astype(int)
+
+
+def images(answer: httpx.Response) -> list[np.ndarray]:
+    drawn = GenerateResponse.model_validate_json(answer.content).images
+    return [pixels(base64.b64decode(image.png_base64 or "")) for image in drawn]
+
+
+def started(base: Path, folder: Path, endpoint_url: str) -> Container:
+    extra = {**AWS, "AWS_ENDPOINT_URL": endpoint_url}
+    server = Container.start(base, folder / "server", extra=extra)
+    write_artifact(server.models / "hash1" / "model", base)
+    assert server.load("hash1").status == 200
+    return server
+
+
+def draw(server: Container, target: str | None, **body: object) -> httpx.Response:
+    headers = {"X-Amzn-SageMaker-Target-Model": target} if target else {}
+    wish = {"prompt": PROMPT, "steps": 2, **body}
+    return server.http.post("/models/hash1/invoke", json=wish, headers=headers)
+
+
+def figures(server: Container) -> dict[str, int]:
+    (line,) = [line for line in server.lines() if line["event"] == "captured"]
+    return {
+        name: int(str(line[f"Captures{name.title()}"])) for name in ("written", "dropped", "failed")
+    }
+
+
+def test_answers_lie_in_the_bucket_after_sigterm(base: Path, tmp_path: Path, endpoint: str) -> None:
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+        region_name="us-east-1",
+    )
+    s3.create_bucket(Bucket="captured")
+    server = started(base, tmp_path, endpoint)
+    two = images(draw(server, TARGET, images=2, seed=7))
+    draw(server, TARGET, format="webp")
+    draw(server, None)  # nobody says whose it is
+    assert server.stop() == 0
+
+    found: dict[str, Any] = {
+        entry["Key"]: s3.get_object(Bucket="captured", Key=entry["Key"])
+        for entry in s3.list_objects_v2(Bucket="captured")["Contents"]
+    }
+    bodies = {key: answer["Body"].read() for key, answer in found.items()}
+    records = {
+        record.request.format: record
+        for key, body in bodies.items()
+        if key.endswith("/request.json")
+        for record in [CapturedGeneration.model_validate_json(body)]
+    }
+    png, webp = records["png"], records["webp"]
+    assert set(bodies) == {
+        *(f"{png.prefix}{name}" for name in ("image-00.png", "image-01.png", "request.json")),
+        *(f"{webp.prefix}{name}" for name in ("image-00.webp", "request.json")),
+    }
+    assert all(key.startswith("generations/zebrauser/") for key in bodies)
+    assert (png.user_id, png.model_id, png.version) == ("zebrauser", "dog", 3)
+    assert (png.captured_by, png.request.prompt, png.request.seed) == ("endpoint", PROMPT, 7)
+    for number, image in enumerate(two):
+        key = f"{png.prefix}image-{number:02d}.png"
+        assert np.array_equal(pixels(bodies[key]), image)
+        assert found[key]["ContentType"] == "image/png"
+
+    assert figures(server) == {"written": 2, "dropped": 0, "failed": 0}
+    fates = [line.get("capture") for line in server.lines() if line["event"] == "invoke"]
+    assert fates == ["taken", "taken", "unnamed"]
+    metrics = [line for line in server.lines() if "CapturesWritten" in line and "Base" in line]
+    assert sum(int(str(line["CapturesWritten"])) for line in metrics) == 2
+    assert sum(int(str(line["CapturesUnnamed"])) for line in metrics) == 1
+    assert "zebra" not in server.log.read_text()
+
+
+def test_an_s3_that_never_answers_costs_the_record_and_nothing_else(
+    base: Path, tmp_path: Path, dead_end: str
+) -> None:
+    server = started(base, tmp_path, dead_end)
+    for _ in range(3):
+        assert draw(server, TARGET).status_code == 200
+    assert server.stop() == 0, "it ends before SIGKILL"
+    lost = figures(server)
+    assert (lost["written"], lost["dropped"] + lost["failed"]) == (0, 3)
+    assert "zebra" not in server.log.read_text()
