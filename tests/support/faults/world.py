@@ -93,8 +93,9 @@ ENVIRONMENT: Final = {
 
 
 def machine_names() -> tuple[str, ...]:
-    """All published machines."""
-    return tuple(sorted(path.name.partition(".")[0] for path in asl.FOLDER.glob("*.asl.json")))
+    """All published machines that own requests; a worker's owns none, and writes nothing."""
+    names = (path.name.partition(".")[0] for path in asl.FOLDER.glob("*.asl.json"))
+    return tuple(sorted(name for name in names if name != "worker"))
 
 
 @cache
