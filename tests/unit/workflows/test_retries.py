@@ -238,3 +238,10 @@ def test_retried_exception_names_are_class_names_in_lambdas() -> None:
     # Lambda reports a Python exception by the name of its class.
     assert ModelNotReadyError.__name__ == retries.MODEL_NOT_READY
     assert NotOursError.__name__ == retries.NOT_OURS
+
+
+def test_a_worker_is_looked_at_for_as_long_as_it_may_live() -> None:
+    """AwaitJob, IsJobDone, MayLookAgain, CountLook and WaitForJob: a look, and its wait."""
+    assert retries.WORKER_LOOKS * retries.JOB_POLL_S >= retries.WORKER_TASK_S
+    events = retries.WORKER_LOOKS * (events_of(retries.WORKER, "AwaitJob") + 4 * EVENTS_PER_STEP)
+    assert events < 25_000
