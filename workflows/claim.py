@@ -20,8 +20,9 @@ from aws_cdk import aws_stepfunctions as sfn
 from limner.contracts import keys
 from limner.contracts.errors import REGISTRY
 from limner.contracts.statuses import RequestStatus
+from limner.contracts.writes import NOT_CANCELLED
 from workflows import retries
-from workflows.rows import ME, MODEL_KEY, NOT_CANCELLED, NOW, REQUEST_KEY, fill
+from workflows.rows import ME, MODEL_KEY, NOW, REQUEST_KEY, fill
 from workflows.tasks import StepFactory, Value, Write, literal, number, text, truth
 from workflows.uses import Uses
 

@@ -47,11 +47,12 @@ from constructs import Construct
 from limner.contracts import keys
 from limner.contracts.outcomes import ENDED, FAILED, PLANNED, TRAINED
 from limner.contracts.statuses import RequestStatus
+from limner.contracts.writes import NOT_CANCELLED
 from workflows import jobs, retries
 from workflows.claim import claim, plan_version
 from workflows.failure import failure
 from workflows.publish import publish
-from workflows.rows import ME, MODEL_KEY, NOT_CANCELLED, NOW, REQUEST_KEY, fill
+from workflows.rows import ME, MODEL_KEY, NOW, REQUEST_KEY, fill
 from workflows.tasks import StepFactory, TaskState, Value, Write, literal, text, truth
 from workflows.train import INCOMPLETE, Training, first_job, train
 from workflows.uses import BatchUses

@@ -21,7 +21,8 @@ from aws_cdk import aws_stepfunctions as sfn
 from limner.contracts import keys
 from limner.contracts.onboarding import SCHEMA_VERSION, OnboardingReady
 from limner.contracts.statuses import RequestStatus, VersionStatus
-from workflows.rows import ME, MODEL_KEY, NOT_CANCELLED, NOW, REQUEST_KEY, VERSION_KEY
+from limner.contracts.writes import NOT_CANCELLED
+from workflows.rows import ME, MODEL_KEY, NOW, REQUEST_KEY, VERSION_KEY
 from workflows.tasks import StepFactory, TaskState, Write, literal, number, text, truth
 from workflows.uses import Uses
 

@@ -12,9 +12,6 @@ from workflows.tasks import text
 
 ME: Final = text("$$.Execution.Id")
 NOW: Final = text("$$.State.EnteredTime")
-# Of a request that shares its execution, the wish to cancel it is a note (``:false`` is a value of
-# whoever uses this).
-NOT_CANCELLED: Final = "(attribute_not_exists(#cancel_requested) OR #cancel_requested = :false)"
 REQUEST_KEY: Final = {"request_id": text("$.request_id")}
 MODEL_KEY: Final = {"user_id": text("$.user_id"), "model_row": text("$.model_id")}
 VERSION_KEY: Final = {"user_id": text("$.user_id"), "model_row": text("$.version.row")}

@@ -88,8 +88,7 @@ class Repairs:
         """Puts a request back whose batch has ended without it; its model is free meanwhile."""
         now = self._clock.now()
         condition = (
-            "#owner = :owner AND #status IN (:training, :waiting)"
-            " AND (attribute_not_exists(#cancel_requested) OR #cancel_requested = :false)"
+            f"#owner = :owner AND #status IN (:training, :waiting) AND {writes.NOT_CANCELLED}"
         )
         values: dict[str, Plain] = {
             ":false": False,

@@ -45,6 +45,10 @@ def into_queue(user_id: str, now: str) -> dict[str, str]:
     }
 
 
+# Of a request that shares its execution, the wish to cancel it is a note (``:false`` is a value of
+# whoever uses this).
+NOT_CANCELLED: Final = "(attribute_not_exists(#cancel_requested) OR #cancel_requested = :false)"
+
 # A lease makes a request its holder's, until a moment. ``lease_fence`` counts the leases: who holds
 # an older one finds its writes refused.
 LEASE: Final = (
@@ -55,7 +59,7 @@ LEASE: Final = (
 MAY_LEASE: Final = (
     "#status = :queued AND attribute_exists(#queue) AND attribute_not_exists(#owner)"
     # Reconcile ends it: whoever takes a lease could not tell the app.
-    " AND (attribute_not_exists(#cancel_requested) OR #cancel_requested = :false)"
+    f" AND {NOT_CANCELLED}"
     " AND (#attempt = :attempt OR attribute_not_exists(#attempt))"
     " AND (attribute_not_exists(#lease_until) OR #lease_until <= :now OR #lease_by = :me)"
 )
@@ -72,8 +76,7 @@ WORKER_MAY_LEASE: Final = (
     " AND (attribute_not_exists(#worker_tries) OR #worker_tries < :tries OR #lease_by = :me)"
 )
 WORKER_MAY_GO_ON: Final = (
-    f"{HOLDS_LEASE} AND #status = :queued AND attribute_not_exists(#owner)"
-    " AND (attribute_not_exists(#cancel_requested) OR #cancel_requested = :false)"
+    f"{HOLDS_LEASE} AND #status = :queued AND attribute_not_exists(#owner) AND {NOT_CANCELLED}"
 )
 RENEW: Final = "SET #lease_until = :until"
 # Names the job on whose shelf the result lies; ``onboard_batch`` takes it from there.
