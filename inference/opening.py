@@ -60,6 +60,7 @@ def open_engine(settings: Settings) -> Opened:
             slot_bytes=settings.slot_bytes,
             max_rows=settings.max_rows,
             max_queue=settings.max_queue,
+            max_request_rows=settings.max_request_rows,
             safety=safety,
         ),
         {

@@ -27,7 +27,9 @@ class Settings(BaseSettings):
             host's memory as they are needed, the one used longest ago leaving.
         max_rows: Rows of images that are drawn at the same time; a guided image takes two, and
             larger ones than the base's own count by their area. By the memory of a pass.
-        max_queue: Requests that may wait; one more is answered by 503.
+        max_queue: Requests that may wait, a quarter of them for one model; one more is answered by
+            503.
+        max_request_rows: Rows of one request at most; one that has more is refused.
         safety: Content check, ``module:attribute`` (``inference.engine.safety``).
         max_rank: Highest rank of an adapter; training's own limit.
         device: Where the base runs; ``auto`` takes a GPU where there is one.
@@ -47,6 +49,7 @@ class Settings(BaseSettings):
     slot_bytes: int = Field(default=256 << 20, ge=1, validation_alias="LIMNER_SLOT_BYTES")
     max_rows: int = Field(default=16, ge=1, le=4096, validation_alias="LIMNER_MAX_ROWS")
     max_queue: int = Field(default=64, ge=1, validation_alias="LIMNER_MAX_QUEUE")
+    max_request_rows: int = Field(default=64, ge=1, validation_alias="LIMNER_MAX_REQUEST_ROWS")
     safety: str | None = Field(
         default=None, pattern=r"^[\w.]+:\w+$", validation_alias="LIMNER_SAFETY"
     )

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from inference.engine.lora import Share, unpack
+from inference.engine.memory import is_out_of_memory
 from inference.engine.reader import Adapter
 from limner.contracts.artifact import PackedLayout
 from limner.contracts.errors import LimnerError
@@ -92,9 +93,9 @@ class Bank:
             if idle is None:
                 return None, False
             self.drop(idle)
-        slot = self._free.pop()
-        self.rows[slot].copy_(row, non_blocking=True)
-        self.used[key] = slot
+        self.rows[self._free[-1]].copy_(row, non_blocking=True)
+        # Taken only now: a copy that raises leaves the slot free.
+        self.used[key] = slot = self._free.pop()
         self._pins[key] = 1
         return slot, evicted
 
@@ -220,8 +221,10 @@ class Residency:
         slots = min(self._max_slots, max(1, free // _SHARE // row_bytes))
         try:
             bank = Bank(adapter.layout, slots, self._device, self._dtype)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise LimnerError("OUT_OF_MEMORY") from error
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise LimnerError("OUT_OF_MEMORY") from error
+            raise
         self._banks[adapter.layout_sha256] = bank
         return bank, dropped
 

@@ -19,19 +19,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import ceil
 from typing import Final, TypeVar
 
 import torch
 
 from inference.engine.bank import Residency, Seat, shares_of
 from inference.engine.denoise import Artist, Drawing, Pass, Pixels
+from inference.engine.memory import is_out_of_memory
 from inference.engine.reader import Adapter
+from inference.logs import log
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
 
 Result = TypeVar("Result")
 
 STOPPED: Final = "The server is shutting down."
+# Of the queue, for one model: nobody's crowd keeps all others out.
+_SHARE: Final = 4
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Order:
         submitted: ``perf_counter`` of its submission.
         deadline: ``perf_counter`` after which nobody waits for it.
         is_wanted: Whether somebody does.
+        on_step: Told the number of steps done, after each; must return at once, and not raise.
         done: Called once, by the drawing thread, with the images or what went wrong; must not
             raise.
     """
@@ -79,6 +86,7 @@ class Order:
     submitted: float
     deadline: float
     is_wanted: Callable[[], bool]
+    on_step: Callable[[int], None] | None
     done: Callable[[Drawn | Exception], None]
 
     def why_not(self) -> LimnerError | None:
@@ -120,7 +128,7 @@ class Batcher:
         residency: Where adapters are while they draw.
         max_rows: Rows of all requests that are drawn at the same time. One that has more is drawn
             alone.
-        max_queue: Requests that may wait.
+        max_queue: Requests that may wait; a quarter of them may be one model's.
     """
 
     def __init__(
@@ -130,27 +138,37 @@ class Batcher:
         self._residency = residency
         self._max_rows = max_rows
         self._max_queue = max_queue
+        self._max_of_one = ceil(max_queue / _SHARE)
         self._changed = threading.Condition()
         self._waiting: deque[Order] = deque()
         self._stopping = False
         # The drawing thread's own.
         self._members: list[_Member] = []
+        self._is_lost = False
         self._batches: list[_Batch] | None = []
         self._thread = threading.Thread(target=self._draw, name="draw", daemon=True)
         self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the drawing thread lives; without it nothing is ever drawn again."""
+        return self._thread.is_alive()
 
     def submit(self, order: Order) -> None:
         """Queues an order.
 
         Raises:
-            LimnerError: ``ENDPOINT_BUSY``, if the queue is full; ``GENERATION_FAILED``, if the
-                batcher was closed. ``done`` is not called then.
+            LimnerError: ``ENDPOINT_BUSY``, if the queue or the model's share of it is full;
+                ``GENERATION_FAILED``, if the batcher was closed. ``done`` is not called then.
         """
         with self._changed:
             if self._stopping:
                 raise LimnerError("GENERATION_FAILED", STOPPED)
             if len(self._waiting) >= self._max_queue:
                 raise LimnerError("ENDPOINT_BUSY", f"{self._max_queue} requests wait already.")
+            own = sum(other.adapter.key == order.adapter.key for other in self._waiting)
+            if own >= self._max_of_one:
+                raise LimnerError("ENDPOINT_BUSY", f"{own} requests of this model wait already.")
             self._waiting.append(order)
             self._changed.notify()
 
@@ -164,13 +182,18 @@ class Batcher:
     # -- The drawing thread -----------------------------------------------------------------------
 
     def _draw(self) -> None:
-        while self._await_work():
-            self._round()
-        for member in list(self._members):
-            self._leave(member, LimnerError("GENERATION_FAILED", STOPPED))
-        for order in self._waiting:
-            order.done(LimnerError("GENERATION_FAILED", STOPPED))
-        self._waiting.clear()
+        try:
+            while self._await_work():
+                self._round()
+        except Exception:  # noqa: BLE001 (the thread's boundary: nobody may wait for it for ever)
+            log("drawing ended", {}, failed=True)
+        with self._changed:
+            self._stopping = True
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        stopped = LimnerError("GENERATION_FAILED", STOPPED)
+        for order in [*(member.order for member in self._members), *waiting]:
+            order.done(stopped)
 
     def _round(self) -> None:
         self._sweep()
@@ -179,10 +202,12 @@ class Batcher:
             self._advance(batch)
 
     def _await_work(self) -> bool:
-        """Returns when there is something to do: True to draw, False to stop."""
+        """Returns when there is something to do: True to draw, False to end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._waiting or self._members)
-            return not self._stopping
+            self._changed.wait_for(
+                lambda: self._stopping or self._is_lost or self._waiting or self._members
+            )
+            return not (self._stopping or self._is_lost)
 
     def _sweep(self) -> None:
         """Ends what nobody waits for."""
@@ -203,34 +228,34 @@ class Batcher:
         # Only this thread takes from the queue, so its head stays while the lock is free.
         while self._waiting and (not rows or rows + self._waiting[0].rows <= self._max_rows):
             order = self._waiting[0]
-            try:
-                seat = self._residency.pin(order.adapter)
-            except LimnerError as error:
-                self._take()
-                order.done(error)
-                continue
-            if seat is None:
+            refused: list[Exception] = []
+            seat = self._confined(partial(self._residency.pin, order.adapter), refused.append)
+            if seat is None and not refused:
                 break
-            self._take()
+            with self._changed:
+                self._waiting.popleft()
+            if seat is None:
+                order.done(refused[0])
+                continue
             joining.append((order, seat))
             rows += order.rows
         if joining:
             self._begin(joining)
 
-    def _take(self) -> None:
-        with self._changed:
-            self._waiting.popleft()
-
     def _begin(self, joining: Sequence[tuple[Order, Seat]]) -> None:
         started = time.perf_counter()
 
         def fail(error: Exception) -> None:
-            for order, seat in joining:
-                self._residency.unpin(seat)
-                order.done(error)
+            if len(joining) > 1:  # whose fault it was shows when each begins alone
+                for one in joining:
+                    self._begin([one])
+                return
+            ((order, seat),) = joining
+            self._residency.unpin(seat)
+            order.done(error)
 
         wishes = [(order.prompt, order.request) for order, _ in joining]
-        drawings = _confined(lambda: self._artist.begin(wishes), fail)
+        drawings = self._confined(lambda: self._artist.begin(wishes), fail)
         if drawings is not None:
             self._batches = None
             self._members += [
@@ -245,7 +270,10 @@ class Batcher:
             for member in self._members:
                 by_size.setdefault(member.order.size, []).append(member)
             found = [self._group(members) for members in by_size.values()]
-            self._batches = [batch for batch in found if batch]
+            batches = [batch for batch in found if batch]
+            # Who had to leave meanwhile has asked for new ones.
+            self._batches = batches if len(batches) == len(by_size) else None
+            return batches
         return self._batches
 
     def _group(self, members: list[_Member]) -> _Batch | None:
@@ -258,7 +286,7 @@ class Batcher:
             seats = [(member.seat, member.drawing.rows) for member in members]
             return self._artist.assemble(drawings, shares_of(seats))
 
-        work = _confined(assemble, lambda error: self._leave_all(members, error))
+        work = self._confined(assemble, lambda error: self._shrink(members, error))
         return _Batch(tuple(members), work) if work else None
 
     def _advance(self, batch: _Batch) -> None:
@@ -268,11 +296,16 @@ class Batcher:
             self._artist.step(batch.work)
             return [member for member in batch.members if member.drawing.is_done]
 
-        done = _confined(step, lambda error: self._shrink(batch, error))
+        done = self._confined(step, lambda error: self._shrink(batch.members, error))
+        if done is None:
+            return
+        for member in batch.members:
+            if member.order.on_step:
+                member.order.on_step(member.drawing.step)
         if not done:
             return
         drawings = [member.drawing for member in done]
-        images = _confined(
+        images = self._confined(
             lambda: self._artist.finish(drawings), lambda error: self._leave_all(done, error)
         )
         for member, pixels in zip(done, images or (), strict=images is not None):
@@ -290,16 +323,25 @@ class Batcher:
                 ),
             )
 
-    def _shrink(self, batch: _Batch, error: Exception) -> None:
-        """Ends a batch that failed, or, if memory was short, only who joined it last.
+    def _shrink(self, members: Sequence[_Member], error: Exception) -> None:
+        """Ends members whose pass failed, or, if memory was short, makes the pass smaller.
 
-        Each drawing knows how many steps it has done, so the others go on where they are.
+        Who joined last goes back to the head of the queue, and from now on no more rows are drawn
+        together than are left. Each drawing knows how many steps it has done, so the others go on
+        where they are.
         """
-        if isinstance(error, LimnerError) and error.code == "OUT_OF_MEMORY":
-            last = max(batch.members, key=self._members.index)
-            self._leave(last, error)
-        else:
-            self._leave_all(batch.members, error)
+        short = isinstance(error, LimnerError) and error.code == "OUT_OF_MEMORY"
+        if not short or len(members) == 1:
+            self._leave_all(members, error)
+            return
+        last = max(members, key=self._members.index)
+        self._max_rows = max(1, sum(member.order.rows for member in members) - last.order.rows)
+        log("memory is short", {"rows": self._max_rows})
+        self._members.remove(last)
+        self._batches = None
+        self._residency.unpin(last.seat)
+        with self._changed:
+            self._waiting.appendleft(last.order)
 
     def _leave_all(self, members: Sequence[_Member], error: Exception) -> None:
         for member in members:
@@ -311,20 +353,19 @@ class Batcher:
         self._residency.unpin(member.seat)
         member.order.done(outcome)
 
-
-def _confined(work: Callable[[], Result], fail: Callable[[Exception], None]) -> Result | None:
-    """What ``work`` returns; if it raises, tells those whom it was for, and returns None."""
-    try:
-        return work()
-    except (MemoryError, torch.OutOfMemoryError):
-        # Without its cause, whose frames would keep the memory that is short.
-        failure: Exception = LimnerError("OUT_OF_MEMORY")
-    except LimnerError as error:
-        failure = error
-    except Exception as error:  # noqa: BLE001 (the thread's boundary: the others must go on)
-        failure = error
-    fail(failure)
-    return None
+    def _confined(
+        self, work: Callable[[], Result], fail: Callable[[Exception], None]
+    ) -> Result | None:
+        """What ``work`` returns; if it raises, tells those whom it was for, and returns None."""
+        try:
+            return work()
+        except Exception as error:  # noqa: BLE001 (the thread's boundary: the others must go on)
+            # Without its cause, whose frames would keep the memory that is short.
+            failure = LimnerError("OUT_OF_MEMORY") if is_out_of_memory(error) else error
+        # A device that has failed stays lost to this process, which must be started again.
+        self._is_lost |= isinstance(failure, torch.AcceleratorError)
+        fail(failure)
+        return None
 
 
 def _not_finite() -> LimnerError:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from inference.engine.base import ResidentBase
 from inference.engine.lora import Share
+from inference.engine.memory import is_out_of_memory
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
 
@@ -164,18 +165,15 @@ class Artist:
         """The images of drawings of one size whose steps are done.
 
         Returns:
-            Of each drawing ``[images, height, width, 3]``, 0 to 255; None if its latents are not
-            finite, so that there is no image.
+            Of each drawing ``[images, height, width, 3]``, 0 to 255; None if what the decoder made
+            of one is not finite, so that there is no image.
         """
-        latents = torch.cat([drawing.latents for drawing in drawings])
-        decoded = torch.cat([self._decode(part) for part in torch.split(latents, _DECODED_AT_ONCE)])
+        decoded, sound = self._decode(
+            torch.cat([drawing.latents for drawing in drawings]), _DECODED_AT_ONCE
+        )
         images = [len(drawing.latents) for drawing in drawings]
-        sound = latents.isfinite().flatten(1).all(1).cpu()
-        pixels: list[Pixels | None] = []
-        parts = zip(torch.split(decoded.cpu(), images), torch.split(sound, images), strict=True)
-        for part, is_sound in parts:
-            pixels.append(part.numpy() if bool(is_sound.all()) else None)
-        return pixels
+        parts = zip(torch.split(decoded, images), torch.split(sound, images), strict=True)
+        return [part.numpy() if bool(is_sound.all()) else None for part, is_sound in parts]
 
     def _begin(self, prompt: str, request: GenerateRequest, encoded: dict[str, Tensor]) -> Drawing:
         base = self._base
@@ -222,13 +220,30 @@ class Artist:
         embeddings: Tensor = base.text_encoder(tokens.to(base.device))[0]
         return embeddings.to(base.dtype)
 
-    def _decode(self, latents: Tensor) -> Tensor:
-        """Images of latents ``[n, channels, h, w]``: ``[n, height, width, 3]``, uint8."""
+    def _decode(self, latents: Tensor, at_once: int) -> tuple[Tensor, Tensor]:
+        """Images of latents ``[n, channels, h, w]``, some at a time, fewer where memory is short.
+
+        Returns:
+            On the host: ``[n, height, width, 3]``, uint8; and which of them were finite, ``[n]``.
+        """
+        try:
+            parts = [self._decode_part(part) for part in torch.split(latents, at_once)]
+        except (MemoryError, RuntimeError) as error:
+            if at_once == 1 or not is_out_of_memory(error):
+                raise
+        else:
+            images, sound = zip(*parts, strict=True)
+            return torch.cat(images), torch.cat(sound)
+        # Outside of the handler, which would keep the frames that hold the memory.
+        return self._decode(latents, at_once // 2)
+
+    def _decode_part(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         vae = self._base.vae
-        images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-        images = (images.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-        pixels: Tensor = images.permute(0, 2, 3, 1)
-        return pixels
+        decoded = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0].float()
+        # Asked of the images: finite latents, too, may be too large for the decoder's type.
+        sound = decoded.isfinite().flatten(1).all(1)
+        images = (decoded / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+        return images.permute(0, 2, 3, 1).cpu(), sound.cpu()
 
 
 def is_guided(request: GenerateRequest) -> bool:

@@ -14,20 +14,20 @@ A model stays in memory while one of its requests waits or is drawn; unloading w
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Final
 
-import torch
-
 from inference import metrics
 from inference.engine.bank import Residency
 from inference.engine.base import ResidentBase
-from inference.engine.batcher import Batcher, Drawn, Order
+from inference.engine.batcher import STOPPED, Batcher, Drawn, Order
 from inference.engine.denoise import Artist, Pixels, is_guided, latent_size
+from inference.engine.memory import is_out_of_memory
 from inference.engine.reader import Adapter, check_artifact, read_adapter
 from inference.engine.safety import Guard, SafetyCheck
 from inference.engine.table import Table
@@ -44,6 +44,7 @@ ADAPTER_BYTES: Final = 1 << 30
 SLOT_BYTES: Final = 256 << 20
 MAX_ROWS: Final = 16
 MAX_QUEUE: Final = 64
+MAX_REQUEST_ROWS: Final = 64
 
 TOKEN: Final = "{token}"  # noqa: S105 (a word in prompts, no secret)
 
@@ -106,7 +107,9 @@ class Engine:
         slot_bytes: Bytes of all slots on the device.
         max_rows: Rows that are drawn at the same time; a guided image takes two, and larger ones
             than the base's own count by their area.
-        max_queue: Requests that may wait.
+        max_queue: Requests that may wait; a quarter of them may be one model's.
+        max_request_rows: Rows of one request at most. It is drawn alone where it has more than
+            ``max_rows``, and nobody can end or join it within a step.
         answer_s: Seconds after which nobody waits for an answer any more.
         safety: Check of prompts and images, if any.
     """
@@ -121,11 +124,13 @@ class Engine:
         slot_bytes: int = SLOT_BYTES,
         max_rows: int = MAX_ROWS,
         max_queue: int = MAX_QUEUE,
+        max_request_rows: int = MAX_REQUEST_ROWS,
         answer_s: float = MAX_ANSWER_S,
         safety: SafetyCheck | None = None,
     ) -> None:
         self._base = base
         self._max_rank = max_rank
+        self._max_request_rows = max_request_rows
         self._answer_s = answer_s
         self._models: Table[LoadedModel] = Table(max_models, adapter_bytes)
         self._residency = Residency(slot_bytes, max_models, base.device, base.dtype)
@@ -140,6 +145,11 @@ class Engine:
     def base(self) -> ResidentBase:
         """The base."""
         return self._base
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it can draw; False for good when its thread has ended."""
+        return self._batcher.is_running
 
     @property
     def resident_bytes(self) -> int:
@@ -167,8 +177,10 @@ class Engine:
             model = LoadedModel(name, folder, adapter, _ms_since(started))
             self._models.fill(name, model)
             filled = True
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise LimnerError("OUT_OF_MEMORY") from error
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise LimnerError("OUT_OF_MEMORY") from error
+            raise
         finally:
             if not filled:
                 self._models.cancel(name)
@@ -199,12 +211,19 @@ class Engine:
         """All loaded models, sorted by name."""
         return [model for _, model in self._models.items()]
 
-    def submit(self, name: str, request: GenerateRequest) -> Future[Generation]:
+    def submit(
+        self,
+        name: str,
+        request: GenerateRequest,
+        on_step: Callable[[int], None] | None = None,
+    ) -> Future[Generation]:
         """Queues a generation; the model stays loaded until it has ended.
 
         Args:
             name: A loaded model.
             request: What to draw.
+            on_step: Told the number of steps done, after each. The drawing thread calls it, and
+                waits: it must return at once, and not raise.
 
         Returns:
             A future, which may be cancelled at any time: the request then leaves at the next
@@ -222,6 +241,7 @@ class Engine:
             # Not str.format: the prompt is the user's, and may hold any braces.
             prompt = request.prompt.replace(TOKEN, model.manifest.subject_phrase)
             size = latent_size(self._base, request)
+            rows = self._rows(request, size)
             if self._guard:
                 self._guard.see_prompt(name, prompt, request.negative_prompt)
             future: Future[Generation] = Future()
@@ -231,10 +251,11 @@ class Engine:
                     prompt=prompt,
                     request=request,
                     size=size,
-                    rows=self._rows(request, size),
+                    rows=rows,
                     submitted=submitted,
                     deadline=submitted + self._answer_s,
                     is_wanted=lambda: not future.cancelled(),
+                    on_step=on_step,
                     done=partial(self._done, model, request, prompt, future),
                 )
             )
@@ -247,13 +268,24 @@ class Engine:
     def close(self) -> None:
         """Ends all generations at their next step, and takes no more."""
         self._batcher.close()
-        self._looking.shutdown(wait=True)
+        self._looking.shutdown(wait=True, cancel_futures=True)
 
     def _rows(self, request: GenerateRequest, size: tuple[int, int]) -> int:
-        """Rows that a request takes; larger images than the base's own count as several."""
+        """Rows that a request takes; larger images than the base's own count as several.
+
+        Raises:
+            LimnerError: ``INVALID_INPUT``, if one request may not take so many.
+        """
         own = self._base.resolution_px // self._base.pixels_per_latent
         area = max(1.0, size[0] * size[1] / own**2)
-        return ceil(request.images * (2 if is_guided(request) else 1) * area)
+        rows = ceil(request.images * (2 if is_guided(request) else 1) * area)
+        if rows > self._max_request_rows:
+            raise LimnerError(
+                "INVALID_INPUT",
+                f"The images would take {rows} rows, this endpoint draws {self._max_request_rows}"
+                " in one request: ask for fewer or smaller images, or for guidance 1.",
+            )
+        return rows
 
     def _done(
         self,
@@ -303,7 +335,10 @@ class Engine:
 
 def _answer(future: Future[Generation], generation: Generation, look: Future[None]) -> None:
     """Answers as the check of the images has ended, also with its own exception."""
-    error = look.exception()
+    try:
+        error = look.exception()
+    except CancelledError:  # the engine was closed before anybody looked
+        error = LimnerError("GENERATION_FAILED", STOPPED)
     if error is None:
         future.set_result(generation)
     else:

@@ -110,7 +110,8 @@ def check_artifact(folder: Path, base: ResidentBase, max_rank: int) -> Checked:
     own = _layout(base, manifest.target_modules, manifest.rank)
     if own.sha256 != manifest.layout_sha256:
         raise _invalid("its layout is not the one of its layers and rank")
-    _check_hash(folder / artifact.ADAPTER, manifest.adapter_sha256)
+    # The standard adapter beside it is for other tools. It is never read here, so its hash would
+    # tell nothing of what is drawn, and would double the time of a load.
     _check_hash(folder / artifact.PACKED, manifest.packed_sha256)
     wider = _layout(base, manifest.target_modules, padded_rank(manifest.rank))
     return Checked(

@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from inference.answers import Form, encode_answer
@@ -28,7 +28,8 @@ from inference.bodies import model_folder
 from inference.capture import Capture
 from inference.engine.engine import Engine, Generation, LoadedModel
 from inference.logs import fingerprint, log
-from inference.server.requests import LoadRequest, read_body, read_page
+from inference.server.progress import EVENTS_TYPE, Progress
+from inference.server.requests import LoadRequest, check_name, read_body, read_page
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
 
@@ -52,6 +53,13 @@ class Api:
         self._engine = engine
         self._models_root = models_root
         self._capture = capture
+
+    async def ping(self, _: Request) -> Response:
+        """``GET /ping``: 500 when nothing can be drawn any more, upon which SageMaker replaces us.
+
+        The base is in memory, or this process would not listen.
+        """
+        return Response(status_code=200 if self._engine.is_sound else 500)
 
     async def load(self, request: Request, facts: Facts) -> Response:
         """``POST /models``."""
@@ -89,20 +97,29 @@ class Api:
         name = _named(request, facts)
         body = await read_body(request, GenerateRequest)
         form = Form.of(request.headers.get("accept", ""), body)
+        facts.update(images=body.images, steps=body.steps)
+        streams = request.headers.get("accept", "").startswith(EVENTS_TYPE)
+        progress = Progress(body.steps) if streams else None
         # In a thread: the app's check of the prompt may take its time.
-        future = await run_in_threadpool(self._engine.submit, name, body)
-        generation = await _unless_gone(request, future)
-        facts.update(
-            images=body.images,
-            steps=body.steps,
-            queue_ms=round(generation.queue_ms, 2),
-            denoise_ms=round(generation.denoise_ms, 2),
+        future = await run_in_threadpool(
+            self._engine.submit, name, body, progress.on_step if progress else None
         )
-        answer = await run_in_threadpool(encode_answer, generation, form)
-        if self._capture:
-            target = request.headers.get(TARGET_HEADER)
-            facts["capture"] = self._capture.offer(target, body, generation, answer)
-        return Response(answer.content, media_type=form.media_type)
+
+        async def answer(generation: Generation) -> bytes:
+            encoded = await run_in_threadpool(encode_answer, generation, form)
+            facts.update(
+                queue_ms=round(generation.queue_ms, 2),
+                denoise_ms=round(generation.denoise_ms, 2),
+            )
+            if self._capture:
+                target = request.headers.get(TARGET_HEADER)
+                facts["capture"] = self._capture.offer(target, body, generation, encoded)
+            return encoded.content
+
+        if progress:
+            return StreamingResponse(progress.events(future, answer), media_type=EVENTS_TYPE)
+        content = await answer(await _unless_gone(request, future))
+        return Response(content, media_type=form.media_type)
 
 
 async def _unless_gone(request: Request, future: Future[Generation]) -> Generation:
@@ -144,7 +161,7 @@ def build_app(engine: Engine, models_root: Path, capture: Capture | None = None)
 
     return Starlette(
         routes=[
-            Route("/ping", _ping),
+            Route("/ping", api.ping),
             Route("/models", _guarded("load", api.load), methods=["POST"]),
             Route("/models", _guarded("list", api.list), methods=["GET"]),
             Route("/models/{model}", _guarded("get", api.get), methods=["GET"]),
@@ -182,11 +199,6 @@ def _guarded(event: str, handler: Handler) -> Callable[[Request], Awaitable[Resp
     return endpoint
 
 
-async def _ping(_: Request) -> Response:
-    """``GET /ping``: the base is in memory, or this process would not listen."""
-    return Response()
-
-
 async def _no_route(_: Request, raised: Exception) -> Response:
     """Unknown paths and methods, in the one shape of errors."""
     status = raised.status_code if isinstance(raised, HTTPException) else 400
@@ -200,7 +212,7 @@ def _error(error: LimnerError) -> Response:
 
 def _named(request: Request, facts: Facts) -> str:
     name: str = request.path_params["model"]
-    facts["model"] = name[:128]
+    facts["model"] = check_name(name)
     return name
 
 

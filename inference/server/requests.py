@@ -46,6 +46,17 @@ class PageRequest(BaseModel):
     limit: int = Field(default=100, ge=1, le=1000)
 
 
+def check_name(name: str) -> str:
+    """A model's name from a path, which is safe in logs from here on.
+
+    Raises:
+        LimnerError: ``MODEL_NOT_LOADED``, if no model can have such a name.
+    """
+    if not _MODEL_NAME.fullmatch(name):
+        raise LimnerError("MODEL_NOT_LOADED")
+    return name
+
+
 async def read_body(request: Request, form: type[Body]) -> Body:
     """Reads a JSON body of limited size.
 

@@ -93,7 +93,6 @@ DAMAGES: dict[str, Callable[[Path, Path], object]] = {
     "manifest is huge": lambda folder, _: _rewrite_manifest(folder, request_id="x" * 300_000),
     "manifest of another schema": lambda folder, _: _rewrite_manifest(folder, schema_version=2),
     "manifest with more": lambda folder, _: _rewrite_manifest(folder, more=1),
-    "adapter has another hash": _flip_a_bit(artifact.ADAPTER),
     "packed has another hash": _flip_a_bit(artifact.PACKED),
     "packed is cut": _cut,
     "packed is empty": lambda folder, _: _rewrite_packed(folder, b""),

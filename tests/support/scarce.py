@@ -6,6 +6,7 @@ No machine runs out of memory on demand. The engine answers as it does when torc
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from inference.engine.engine import Engine, Generation
@@ -18,9 +19,14 @@ GREEDY = "as large as all memory"
 _submit = Engine.submit
 
 
-def submit(engine: Engine, name: str, request: GenerateRequest) -> Future[Generation]:
+def submit(
+    engine: Engine,
+    name: str,
+    request: GenerateRequest,
+    on_step: Callable[[int], None] | None = None,
+) -> Future[Generation]:
     if request.prompt != GREEDY:
-        return _submit(engine, name, request)
+        return _submit(engine, name, request, on_step)
     engine.get(name)
     refused: Future[Generation] = Future()
     refused.set_exception(LimnerError("OUT_OF_MEMORY"))

@@ -47,6 +47,7 @@ class StubArtist:
         passes: Seeds of the requests in each pass, in the order of its rows.
         turn: Called before each step, with the seeds.
         fails: Seeds whose pass raises.
+        fits: Requests that a pass has memory for; None for any number.
     """
 
     def __init__(self, layer: str) -> None:
@@ -54,6 +55,7 @@ class StubArtist:
         self.passes: list[list[int]] = []
         self.turn: Callable[[list[int]], None] = lambda _: None
         self.fails: dict[int, Exception] = {}
+        self.fits: int | None = None
 
     def begin(self, wishes: Sequence[tuple[str, GenerateRequest]]) -> list[StubDrawing]:
         return [
@@ -68,6 +70,8 @@ class StubArtist:
         seeds = [drawing.request.seed for drawing in batch.drawings]
         self.turn(seeds)
         self.passes.append(seeds)
+        if self.fits is not None and len(seeds) > self.fits:
+            take_all_memory()
         for seed in seeds:
             if seed in self.fails:
                 raise self.fails[seed]
@@ -88,6 +92,11 @@ class StubArtist:
             np.full((drawing.request.images, 1, 1, 3), next(iter(drawing.seen)))
             for drawing in drawings
         ]
+
+
+def take_all_memory(*_: object) -> None:
+    """Raises what torch's own allocator raises."""
+    torch.empty(1 << 50)
 
 
 class Gate:

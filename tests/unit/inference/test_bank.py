@@ -14,6 +14,7 @@ from inference.engine.reader import Adapter, check_artifact, padded_rank
 from limner.contracts.artifact import Manifest
 from limner.contracts.errors import LimnerError
 from tests.support.artifacts import write_artifact
+from tests.unit.inference.stubs import take_all_memory
 
 SHAPES = (LayerShape("to_q", (4, 6)), LayerShape("conv", (5, 3, 3, 3)))
 KEYS = itertools.count(10_000)
@@ -96,13 +97,10 @@ def test_there_are_no_more_slots_than_models() -> None:
 
 
 def test_a_device_without_the_promised_memory_is_507(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_memory(*_: object) -> None:
-        raise torch.OutOfMemoryError
-
     one = adapter()
     room = residency(4, of=one)
     with monkeypatch.context() as patch:
-        patch.setattr(bank_module, "Bank", no_memory)
+        patch.setattr(bank_module, "Bank", take_all_memory)
         with pytest.raises(LimnerError) as raised:
             room.pin(one)
     assert raised.value.spec.http_status == 507

@@ -7,7 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from inference.engine import bank as bank_module
 from inference.engine import batcher as batcher_module
 from inference.engine import engine as engine_module
 from inference.engine.base import ResidentBase
@@ -15,7 +17,7 @@ from inference.engine.engine import Engine, Generation
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
 from tests.support.artifacts import write_artifact
-from tests.unit.inference.stubs import Gate, StubArtist
+from tests.unit.inference.stubs import Gate, StubArtist, take_all_memory
 
 USERS = ("a", "b", "c", "d")
 
@@ -199,15 +201,105 @@ def test_a_bug_ends_its_pass_and_nothing_else(studio: Studio) -> None:
         studio.engine.unload(name)
 
 
-def test_where_memory_is_short_who_joined_last_leaves(studio: Studio) -> None:
+def test_where_memory_is_short_who_joined_last_waits_and_fewer_are_drawn_from_then_on(
+    studio: Studio,
+) -> None:
+    studio.artist.fits = 1
     first = studio.ask("b", 1)
     studio.gate.reached()
-    second = studio.ask("a", 2)
-    studio.artist.fails[2] = MemoryError()
+    second, third = studio.ask("a", 2, steps=1), studio.ask("c", 3, steps=1)
     studio.gate.open()
-    assert code(second) == "OUT_OF_MEMORY"
-    first.result(timeout=30)
-    assert [sorted(seeds) for seeds in studio.artist.passes] == [[1], [1, 2], [1], [1]]
+    for future in (first, second, third):
+        future.result(timeout=30)
+    sizes = [len(seeds) for seeds in studio.artist.passes]
+    assert sizes == [1, 3, 2, 1, 1, 1, 1]
+    assert studio.artist.passes[-2:] == [[2], [3]]
+
+
+def test_who_runs_out_of_memory_alone_is_507_and_the_next_one_is_drawn(studio: Studio) -> None:
+    studio.gate.open()
+    studio.artist.fits = 0
+    assert code(studio.ask("a", 1)) == "OUT_OF_MEMORY"
+    studio.artist.fits = None
+    studio.ask("a", 2).result(timeout=30)
+
+
+def test_a_slot_that_there_is_no_memory_for_is_507_and_the_next_one_is_drawn(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio.gate.open()
+    with monkeypatch.context() as patch:
+        patch.setattr(bank_module, "Bank", take_all_memory)
+        assert code(studio.ask("a", 1)) == "OUT_OF_MEMORY"
+    with monkeypatch.context() as patch:
+        patch.setattr(bank_module.Bank, "fill", lambda *_: (_ for _ in ()).throw(KeyError("bug")))
+        assert isinstance(studio.ask("a", 2).exception(timeout=30), KeyError)
+    studio.ask("a", 3).result(timeout=30)
+    for name in USERS:
+        studio.engine.unload(name)
+
+
+def test_when_the_device_is_lost_all_are_answered_and_the_engine_says_so(studio: Studio) -> None:
+    studio.artist.fails[1] = torch.AcceleratorError("an illegal memory access was encountered")
+    assert studio.engine.is_sound
+    first = studio.ask("a", 1)
+    studio.gate.reached()
+    waiting = studio.ask("b", 2)
+    studio.gate.open()
+    assert isinstance(first.exception(timeout=30), torch.AcceleratorError)
+    assert code(waiting) == "GENERATION_FAILED"
+    studio.engine.close()
+    assert not studio.engine.is_sound
+
+
+def test_when_the_drawing_thread_ends_by_a_bug_all_are_answered(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = studio.ask("a", 1)
+    studio.gate.reached()
+    waiting = studio.ask("b", 2)
+    monkeypatch.setattr(studio.engine._batcher, "_admit", lambda: [][0])
+    studio.gate.open()
+    assert code(first) == code(waiting) == "GENERATION_FAILED"
+    with pytest.raises(LimnerError) as refused:
+        studio.ask("c", 3)
+    assert refused.value.code == "GENERATION_FAILED"
+    studio.engine.close()
+    assert not studio.engine.is_sound
+
+
+@pytest.mark.parametrize("limits", [{"max_rows": 2, "max_queue": 8}])
+def test_one_model_may_fill_a_quarter_of_the_queue(studio: Studio) -> None:
+    running = studio.ask("a", 1)
+    studio.gate.reached()
+    waiting = [studio.ask("a", seed) for seed in (2, 3)]
+    with pytest.raises(LimnerError) as busy:
+        studio.ask("a", 4)
+    assert busy.value.code == "ENDPOINT_BUSY"
+    others = [studio.ask(name, 5) for name in "bcd"]
+    studio.gate.open()
+    for future in (running, *waiting, *others):
+        future.result(timeout=30)
+
+
+@pytest.mark.parametrize("limits", [{"max_request_rows": 8}])
+def test_a_request_that_would_hold_everybody_up_is_refused(studio: Studio) -> None:
+    studio.gate.open()
+    studio.ask("a", 1, images=4).result(timeout=30)
+    studio.ask("a", 2, images=8, guidance=1).result(timeout=30)
+    with pytest.raises(LimnerError) as refused:
+        studio.ask("a", 3, width=1024, height=1024)
+    assert refused.value.code == "INVALID_INPUT"
+    assert "fewer or smaller images" in refused.value.message
+    studio.engine.unload("a")
+
+
+def test_progress_is_told_after_each_step(studio: Studio) -> None:
+    seen: list[int] = []
+    studio.gate.open()
+    request = GenerateRequest(prompt="x", steps=3)
+    studio.engine.submit("a", request, seen.append).result(timeout=30)
+    assert seen == [1, 2, 3]
 
 
 @pytest.mark.parametrize("limits", [{"max_rows": 8}])

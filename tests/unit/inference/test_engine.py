@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 
 from inference.engine import engine as engine_module
 from inference.engine.base import ResidentBase, load_base
-from inference.engine.denoise import Artist, latent_size
+from inference.engine.denoise import Artist, Pass, latent_size
 from inference.engine.engine import Engine, Generation
 from limner.contracts import artifact
 from limner.contracts.errors import LimnerError
@@ -19,6 +19,7 @@ from limner.contracts.generation import GenerateRequest
 from tests.support.artifacts import write_artifact
 from tests.support.drawing import draw
 from tests.support.pipelines import save_random_pipeline
+from tests.unit.inference.stubs import take_all_memory
 
 REQUEST = GenerateRequest(
     prompt="a photo of {token} on a {0} beach", negative_prompt="snow", steps=6, seed=5, images=3
@@ -174,12 +175,9 @@ def test_a_request_that_nobody_waits_for_is_not_drawn(
 def test_running_out_of_memory_is_507_and_gives_the_room_back(
     engine: Engine, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_memory(*_: object) -> None:
-        raise torch.OutOfMemoryError
-
     write_artifact(tmp_path / "a", base_folder)
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module, "read_adapter", no_memory)
+        patch.setattr(engine_module, "read_adapter", take_all_memory)
         with pytest.raises(LimnerError) as loading:
             engine.load("a", tmp_path / "a")
     assert loading.value.spec.http_status == 507
@@ -187,7 +185,7 @@ def test_running_out_of_memory_is_507_and_gives_the_room_back(
     engine.load("a", tmp_path / "a")
     for work in ("begin", "assemble", "step", "finish"):
         with monkeypatch.context() as patch:
-            patch.setattr(Artist, work, no_memory)
+            patch.setattr(Artist, work, take_all_memory)
             with pytest.raises(LimnerError) as drawing:
                 generate(engine, "a")
         assert drawing.value.spec.http_status == 507, work
@@ -221,6 +219,43 @@ def test_images_are_the_same_alone_and_in_a_crowd(
     worst = max(map(largest_difference, drawn, alone))
     sys.stdout.write(f"{len(requests)} requests in a crowd: {worst:.0f} of 255 from alone\n")
     assert worst <= 1
+
+
+def test_a_decoder_that_is_short_of_memory_decodes_fewer_at_once(
+    engine: Engine, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_artifact(tmp_path / "a", base_folder)
+    engine.load("a", tmp_path / "a")
+    request = REQUEST.model_copy(update={"images": 4, "steps": 1})
+    expected = generate(engine, "a", request).pixels
+    decode_part, sizes = Artist._decode_part, []
+
+    def narrow(artist: Artist, latents: torch.Tensor) -> object:
+        sizes.append(len(latents))
+        return decode_part(artist, latents) if len(latents) == 1 else take_all_memory()
+
+    monkeypatch.setattr(Artist, "_decode_part", narrow)
+    drawn = generate(engine, "a", request).pixels
+    assert sizes == [4, 4, 2, 1, 1, 1, 1]
+    assert largest_difference(drawn, expected) <= 1
+
+
+def test_an_image_that_the_decoder_cannot_make_is_no_image(
+    engine: Engine, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_artifact(tmp_path / "a", base_folder)
+    engine.load("a", tmp_path / "a")
+    step = Artist.step
+
+    def astray(artist: Artist, batch: Pass) -> None:
+        step(artist, batch)
+        for drawing in batch.drawings:
+            drawing.latents = torch.full_like(drawing.latents, 1e30)  # finite
+
+    monkeypatch.setattr(Artist, "step", astray)
+    with pytest.raises(LimnerError) as refused:
+        generate(engine, "a")
+    assert refused.value.code == "ARTIFACT_INVALID"
 
 
 def test_numbers_that_are_not_finite_are_one_users_trouble_only(

@@ -155,6 +155,62 @@ def test_no_body_is_a_server_error(engine: Engine, tmp_path: Path) -> None:
     assert min(answers[200], answers[400]) > CASES / 10
 
 
+def events_of(text: str) -> list[tuple[str, dict[str, object]]]:
+    found = []
+    for event in text.split("\n\n")[:-1]:
+        name, data = event.split("\n")
+        found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return found
+
+
+def test_who_can_stream_is_told_of_each_step(engine: Engine, tmp_path: Path) -> None:
+    with TestClient(build_app(engine, tmp_path)) as client:
+        body = {"prompt": "x", "steps": 3, "seed": 7}
+        plain = client.post("/models/a/invoke", json=body).json()
+        streamed = client.post(
+            "/models/a/invoke", json=body, headers={"Accept": "text/event-stream"}
+        )
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    *steps, (last, answer) = events_of(streamed.text)
+    assert steps == [("step", {"step": step, "steps": 3}) for step in (1, 2, 3)]
+    assert last == "answer"
+    assert answer["images"] == plain["images"]
+
+
+def test_a_stream_ends_with_the_error_and_begins_with_none(engine: Engine, tmp_path: Path) -> None:
+    accept = {"Accept": "text/event-stream"}
+    with TestClient(build_app(engine, tmp_path)) as client:
+        gone = client.post("/models/b/invoke", json={"prompt": "x"}, headers=accept)
+        assert gone.status_code == 404
+        engine._batcher._artist.fails[7] = KeyError("secret")  # type: ignore[attr-defined]
+        broken = client.post("/models/a/invoke", json={"prompt": "x", "seed": 7}, headers=accept)
+    ((name, error),) = events_of(broken.text)
+    assert name == "error"
+    assert "INTERNAL" in str(error)
+    assert "secret" not in broken.text
+    engine.unload("a")
+
+
+def test_ping_fails_when_nothing_can_be_drawn_any_more(engine: Engine, tmp_path: Path) -> None:
+    with TestClient(build_app(engine, tmp_path)) as client:
+        assert client.get("/ping").status_code == 200
+        engine._batcher.close()
+        assert client.get("/ping").status_code == 500
+
+
+def test_a_name_that_no_model_has_is_404_and_not_logged(
+    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with TestClient(build_app(engine, tmp_path)) as client:
+        assert client.get("/models/alice@example.com").status_code == 404
+    assert not any(
+        "alice" in str(record.__dict__)
+        for record in caplog.records
+        if record.name == "limner.inference"
+    )
+
+
 @pytest.mark.parametrize("limits", [{"max_rows": 2, "max_queue": 1}])
 def test_a_client_that_goes_away_makes_room(engine: Engine, tmp_path: Path) -> None:
     artist: Painter = engine._batcher._artist  # type: ignore[assignment]
@@ -177,3 +233,27 @@ def test_a_client_that_goes_away_makes_room(engine: Engine, tmp_path: Path) -> N
 
     assert asyncio.run(scenario()) == (499, 200, 503)
     assert len(artist.passes) == 1 + 20  # the first left after the step that was under way
+
+
+def test_a_client_that_goes_away_while_it_streams_makes_room(
+    engine: Engine, tmp_path: Path
+) -> None:
+    artist: Painter = engine._batcher._artist  # type: ignore[assignment]
+    gate = Gate()
+    artist.turn = gate
+
+    async def scenario() -> None:
+        gone = asyncio.Event()
+        stream = asyncio.create_task(
+            invoke(build_app(engine, tmp_path), gone, accept=b"text/event-stream")
+        )
+        await asyncio.to_thread(gate.reached)
+        gate.step()
+        await asyncio.to_thread(gate.reached)
+        gone.set()
+        await stream
+        gate.open()
+
+    asyncio.run(scenario())
+    engine.unload("a")  # waits for whoever is drawn
+    assert len(artist.passes) == 2  # of 20: it left after the step that was under way

@@ -1,0 +1,78 @@
+"""A generation told step by step, as server-sent events, to callers that can stream.
+
+::
+
+    event: step      data: {"step": 3, "steps": 20}
+    event: answer    data: a GenerateResponse, the last event
+    event: error     data: an error of the registry, instead of the answer
+
+SageMaker's own streaming call, InvokeEndpointWithResponseStream, knows no TargetModel (botocore's
+model of the SageMaker runtime), so on a multi-model endpoint nobody can ask for this: it is for
+those who reach the container itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
+from typing import Final
+
+from inference.engine.engine import Generation
+from inference.logs import log
+from limner.contracts.errors import LimnerError
+
+EVENTS_TYPE: Final = "text/event-stream"
+
+
+class Progress:
+    """The steps of one generation, from the drawing thread to the event loop.
+
+    To be made on the event loop.
+
+    Args:
+        steps: How many there will be.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._loop = asyncio.get_running_loop()
+        self._done: asyncio.Queue[int | None] = asyncio.Queue()
+
+    def on_step(self, done: int) -> None:
+        """Tells of a step; from any thread, at once."""
+        self._loop.call_soon_threadsafe(self._done.put_nowait, done)
+
+    async def events(
+        self, future: Future[Generation], answer: Callable[[Generation], Awaitable[bytes]]
+    ) -> AsyncIterator[bytes]:
+        """The events; whoever stops reading them cancels the generation.
+
+        Args:
+            future: Of the generation that ``on_step`` hears of.
+            answer: Makes the answer's JSON of it.
+        """
+        drawing = asyncio.wrap_future(future)
+        drawing.add_done_callback(lambda _: self._done.put_nowait(None))
+        try:
+            while (done := await self._done.get()) is not None:
+                yield _event("step", json.dumps({"step": done, "steps": self._steps}).encode())
+            try:
+                yield _event("answer", await answer(drawing.result()))
+            except Exception as error:  # noqa: BLE001 (the process boundary, as in the app)
+                yield _event("error", json.dumps(_told(error).to_dict()).encode())
+        finally:
+            drawing.cancel()
+
+
+def _told(error: Exception) -> LimnerError:
+    if isinstance(error, LimnerError):
+        return error
+    log("invoke failed", {}, failed=True)
+    return LimnerError("INTERNAL")
+
+
+def _event(name: str, data: bytes) -> bytes:
+    """One event; JSON has no line breaks outside of its strings, and in them they are escaped."""
+    return b"event: " + name.encode() + b"\ndata: " + data + b"\n\n"
