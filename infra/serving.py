@@ -66,13 +66,16 @@ class PersonalModelEndpoint(Construct):
             "Serving",
             Objects(reads=(keys.MODELS,), writes=(keys.GENERATIONS,) if captures else ()),
         )
+        environment = dict(settings.endpoint_environment)
+        if captures:
+            environment["LIMNER_CAPTURE_BUCKET"] = bucket.bucket_name
         model = sagemaker.CfnModel(
             self,
             "Model",
             execution_role_arn=role.role_arn,
             primary_container=sagemaker.CfnModel.ContainerDefinitionProperty(
                 image=image,
-                environment={"LIMNER_CAPTURE_BUCKET": bucket.bucket_name} if captures else None,
+                environment=environment or None,
                 mode="MultiModel",
                 # TargetModel is the key behind this prefix.
                 model_data_url=f"s3://{bucket.bucket_name}/{keys.MODELS}/",

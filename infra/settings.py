@@ -44,6 +44,7 @@ InstanceTypes = Annotated[
     Field(min_length=1, max_length=retries.MOST_INSTANCE_TYPES),
 ]
 Repositories = Annotated[tuple[Repository, ...], NoDecode, BeforeValidator(_listed)]
+ContainerSetting = Annotated[str, StringConstraints(pattern=r"^LIMNER_[A-Z_]{1,64}$")]
 Origins = Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_listed)]
 
 
@@ -70,9 +71,12 @@ class StageSettings(BaseSettings):
             quota of warm pools is 0 until AWS raises it.
         spot: Whether training runs on spot machines; not together with a warm pool.
         max_wait_s: Seconds that a spot job may take, interruptions included.
-        endpoint_instance_type: The machine the endpoint runs on. One without a GPU: on a GPU, a
-            multi-model endpoint takes NVIDIA Triton alone for a container (SageMaker developer
-            guide, "Supported algorithms, frameworks, and instances"), and ours is no Triton yet.
+        endpoint_instance_type: The machine the endpoint runs on. On one with a GPU a multi-model
+            endpoint takes NVIDIA Triton alone for a container (SageMaker developer guide,
+            "Supported algorithms, frameworks, and instances"): ``inference_image`` must be that of
+            ``inference/triton/Dockerfile`` then.
+        endpoint_environment: Further settings of the endpoint's container, as a JSON object
+            (docs/serving.md, "Settings"): ``{"LIMNER_ADAPTER_BYTES": "11500000000"}``.
         endpoint_instances: Number of machines behind the endpoint at least.
         endpoint_max_instances: At most; more than ``endpoint_instances`` turns autoscaling on.
         endpoint_invocations_per_instance: Invocations a minute and machine that autoscaling aims
@@ -159,6 +163,7 @@ class StageSettings(BaseSettings):
     )
 
     endpoint_instance_type: InstanceType = "ml.m5.xlarge"
+    endpoint_environment: dict[ContainerSetting, str] = Field(default={}, max_length=15)
     endpoint_instances: int = Field(default=1, ge=1, le=100)
     endpoint_max_instances: int = Field(default=4, ge=1, le=100)
     endpoint_invocations_per_instance: int = Field(default=60, ge=1)
