@@ -14,6 +14,7 @@ import triton_python_backend_utils as pb_utils
 from pydantic import ValidationError
 from torch.utils import dlpack
 
+from inference.capture import open_capture
 from inference.logs import log, set_up
 from inference.opening import open_engine
 from inference.settings import Settings, TritonSettings
@@ -41,7 +42,10 @@ class TritonPythonModel:
         try:
             settings = Settings()
             opened = open_engine(settings)
-            self._desk = Desk(opened.engine, settings.models_root)
+            bucket = settings.capture_bucket
+            base_id = opened.engine.base.base_id
+            self._capture = open_capture(bucket, base_id) if bucket else None
+            self._desk = Desk(opened.engine, settings.models_root, self._capture)
             path = TritonSettings().socket
             self._lifeline = Held(path)
             self._door = Door(path, self._desk.carry_out, self._lifeline.cut)
@@ -60,9 +64,11 @@ class TritonPythonModel:
             self._desk.invoke(_call(request), _Sender(request))
 
     def finalize(self) -> None:
-        """Ends what is running, answers it, and closes the door."""
+        """Ends what is running, answers it, closes the door, and writes what is captured."""
         self._desk.close()
         self._door.close()
+        if self._capture:
+            self._capture.close()
         self._lifeline.say_goodbye()
         log("stopped", {})
 
