@@ -30,6 +30,8 @@ BASE: Final = "base"
 GRACE_S: Final = 20
 # Linux keeps a socket's path in 108 bytes, with a zero at the end.
 _MAX_SOCKET_PATH: Final = 107
+# How Triton ends when it is told to: by itself, or by a signal that comes before it has begun.
+_OBEYED: Final = (0, -signal.SIGTERM, -signal.SIGINT)
 
 
 def main() -> int:
@@ -54,7 +56,8 @@ def run(settings: TritonSettings) -> int:
     """Runs Triton until it ends, a model's process dies, or a signal comes.
 
     Returns:
-        Triton's exit code, 0 after a signal that it has obeyed; 1 where a model's process has died.
+        0 if Triton has ended by itself or after a signal that it has obeyed. Its exit code else; 1
+        where it has crashed, or a model's process has died.
 
     Raises:
         OSError: If a socket or the program cannot be used.
@@ -85,7 +88,10 @@ def run(settings: TritonSettings) -> int:
     if died.is_set():
         log("a model's process has died", {})
         return 1
-    return max(code, 0) if code != -signal.SIGKILL else 1
+    if code in _OBEYED:
+        return 0
+    log("triton has failed", {"exit_code": code})
+    return max(code, 1)
 
 
 def command(settings: TritonSettings) -> list[str]:
