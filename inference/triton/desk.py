@@ -6,6 +6,7 @@ engine can draw them together.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -83,13 +84,14 @@ class Desk:
     Args:
         engine: The engine; closed by ``close``.
         models_root: Folder under which every model must lie.
-        capture: Keeps what is drawn; None for nothing.
+        capture: Keeps what is drawn; closed by ``close``. None for nothing.
     """
 
     def __init__(self, engine: Engine, models_root: Path, capture: Capture | None = None) -> None:
         self._engine = engine
         self._models_root = models_root
         self._capture = capture
+        self._closing = threading.Lock()
         self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode")
 
     def carry_out(self, order: DoorOrder) -> LimnerError | None:
@@ -125,9 +127,16 @@ class Desk:
         begun.pending.add_done_callback(lambda _: self._encoders.submit(encode, begun))
 
     def close(self) -> None:
-        """Ends what is running, answers it, and takes no more."""
-        self._engine.close()
-        self._encoders.shutdown(wait=True)
+        """Ends what is running, answers it, takes no more, and writes what is captured.
+
+        May be called twice, and by two threads at once: both return when all of it is done.
+        """
+        with self._closing:
+            self._engine.close()
+            self._encoders.shutdown(wait=True)
+            capture, self._capture = self._capture, None  # nobody encodes any more
+            if capture:
+                capture.close()
 
     def _carry_out(self, order: DoorOrder, facts: Facts) -> None:
         if order.operation == "unload":

@@ -44,10 +44,11 @@ class TritonPythonModel:
             opened = open_engine(settings)
             bucket = settings.capture_bucket
             base_id = opened.engine.base.base_id
-            self._capture = open_capture(bucket, base_id) if bucket else None
-            self._desk = Desk(opened.engine, settings.models_root, self._capture)
+            capture = open_capture(bucket, base_id) if bucket else None
+            self._desk = Desk(opened.engine, settings.models_root, capture)
             path = TritonSettings().socket
             self._lifeline = Held(path)
+            self._lifeline.when_time_is_called(self._desk.close)
             self._door = Door(path, self._desk.carry_out, self._lifeline.cut)
         except ValidationError as error:
             raise _not_started("INVALID_INPUT", explain(error)) from error
@@ -64,11 +65,9 @@ class TritonPythonModel:
             self._desk.invoke(_call(request), _Sender(request))
 
     def finalize(self) -> None:
-        """Ends what is running, answers it, closes the door, and writes what is captured."""
+        """Ends what is running, answers it, writes what is captured, and closes the door."""
         self._desk.close()
         self._door.close()
-        if self._capture:
-            self._capture.close()
         self._lifeline.say_goodbye()
         log("stopped", {})
 

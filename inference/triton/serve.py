@@ -25,9 +25,11 @@ from limner.contracts.errors import LimnerError
 from limner.contracts.training import explain
 
 BASE: Final = "base"
-# SageMaker sends SIGKILL 30 s after SIGTERM. Requests get 20 s to end by themselves; then Triton
-# unloads `base`, and the engine ends what is running at its next denoising step.
+# SageMaker sends SIGKILL 30 s after SIGTERM. Requests get 20 s to end by themselves; then the
+# engine ends what is running at its next denoising step, and what is captured gets 5 s.
 GRACE_S: Final = 20
+# Triton unloads `base` only when nothing is running, and has ended all at this time whatever runs.
+EXIT_S: Final = 29
 # Linux keeps a socket's path in 108 bytes, with a zero at the end.
 _MAX_SOCKET_PATH: Final = 107
 # How Triton ends when it is told to: by itself, or by a signal that comes before it has begun.
@@ -68,6 +70,9 @@ def run(settings: TritonSettings) -> int:
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         triton.send_signal(number)
+        timer = threading.Timer(GRACE_S, lifeline.call_time)
+        timer.daemon = True  # Triton may end sooner, and so should we
+        timer.start()
 
     def watch() -> None:
         try:
@@ -109,7 +114,7 @@ def command(settings: TritonSettings) -> list[str]:
         "backend-directory": settings.backends,
         # Two repositories may have a model of the same name.
         "model-namespacing": True,
-        "exit-timeout-secs": GRACE_S,
+        "exit-timeout-secs": EXIT_S,
         "log-verbose": settings.log_verbose,
         "log-info": settings.log_info,
         "log-warning": settings.log_warning,

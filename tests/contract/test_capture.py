@@ -4,6 +4,7 @@ import base64
 import io
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from limner import local
 from limner.contracts.capture import CapturedGeneration
 from limner.contracts.generation import SMALLEST, GenerateResponse
 from tests.support.artifacts import write_artifact
-from tests.support.containers import PROMPT, Answer, Container, TritonContainer
+from tests.support.containers import PROMPT, STOP_DEADLINE_S, Answer, Container, TritonContainer
 from tests.support.pipelines import save_random_pipeline
 
 SHELLS = {"asgi": Container, "triton": TritonContainer}
@@ -141,3 +142,25 @@ def test_an_s3_that_never_answers_costs_the_record_and_nothing_else(
     lost = figures(server)
     assert (lost["written"], lost["dropped"] + lost["failed"]) == (0, 3)
     assert "zebra" not in server.log.read_text()
+
+
+def test_a_request_that_outlasts_triton_s_end_costs_no_capture(
+    base: Path, tmp_path: Path, dead_end: str
+) -> None:
+    """Triton asks `base` to end when nothing is running, and kills it at a fixed time."""
+    server = started("triton", base, tmp_path, dead_end)
+    assert server.invoke("known", steps=1).status == 200
+    wish = {"steps": 100, "images": 8, "height": 192, "width": 192}
+    with ThreadPoolExecutor(4) as pool:
+        # One after the other, for they are of one user: far more than 20 s of them.
+        running = [pool.submit(server.invoke, "known", **wish) for _ in range(4)]
+        server.wait_until_drawing()
+        server.process.terminate()
+        assert server.process.wait(STOP_DEADLINE_S) == 0, "it ends before SIGKILL"
+        answers = [one.result() for one in running]
+    server.http.close()
+    refused = [answer.refusal for answer in answers if answer.status != 200]
+    assert (400, "GENERATION_FAILED") in refused
+    lost = figures(server)
+    drawn = 1 + len(answers) - len(refused)
+    assert (lost["written"], lost["dropped"] + lost["failed"]) == (0, drawn)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,6 @@ def test_what_is_drawn_is_captured(base: ResidentBase, base_folder: Path, tmp_pa
         assert _code(_asked(desk, Call("/elsewhere", body, target=target))) == "MODEL_NOT_LOADED"
     finally:
         desk.close()
-        capture.close()
     image, request = files
     assert image.key.startswith("generations/ada/")
     assert image.content == drawn
@@ -237,8 +237,41 @@ def test_the_lifeline_tells_an_end_from_a_death(tmp_path: Path, meant: bool) -> 
         watched.close()
 
 
+def test_the_lifeline_calls_time(tmp_path: Path) -> None:
+    door, called = tmp_path / "base.sock", threading.Event()
+    watched = Watched(door)
+    try:
+        watched.call_time()  # before there is anybody
+        held = Held(door)
+        held.when_time_is_called(called.set)
+        with ThreadPoolExecutor(1) as pool:
+            meant = pool.submit(watched.wait)
+            while not called.wait(0.01):
+                watched.call_time()
+            held.say_goodbye()
+            assert meant.result(DEADLINE_S)
+        watched.call_time()  # when it has gone
+    finally:
+        watched.close()
+
+
+@pytest.mark.parametrize("meant", [True, False])
+def test_the_lifeline_ends_though_somebody_waits_for_a_call(tmp_path: Path, meant: bool) -> None:
+    door, called = tmp_path / "base.sock", threading.Event()
+    watched = Watched(door)
+    try:
+        held = Held(door)
+        held.when_time_is_called(called.set)
+        held.say_goodbye() if meant else held.cut()
+        assert watched.wait() == meant
+        assert not called.is_set()
+    finally:
+        watched.close()
+
+
 def test_without_serve_there_is_no_lifeline(tmp_path: Path) -> None:
     held = Held(tmp_path / "base.sock")
+    held.when_time_is_called(lambda: pytest.fail("nobody calls"))
     held.cut()
     held.say_goodbye()
 
