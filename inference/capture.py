@@ -21,7 +21,7 @@ from limner.contracts.capture import CapturedGeneration
 from limner.contracts.generation import SMALLEST, GenerateRequest
 from limner.contracts.times import utc_now
 
-# Of SageMaker's 30 s between SIGTERM and SIGKILL; requests get 20.
+# Of SageMaker's 30 s between SIGTERM and SIGKILL; requests get 18 or 20.
 FLUSH_S: Final = 5.0
 
 Fate = Literal["taken", "dropped", "unnamed", "prefetch"]

@@ -25,9 +25,10 @@ from limner.contracts.errors import LimnerError
 from limner.contracts.training import explain
 
 BASE: Final = "base"
-# SageMaker sends SIGKILL 30 s after SIGTERM. Requests get 20 s to end by themselves; then the
-# engine ends what is running at its next denoising step, and what is captured gets 5 s.
-GRACE_S: Final = 20
+# SageMaker sends SIGKILL 30 s after SIGTERM. Requests get 18 s to end by themselves; then the
+# engine ends what is running at its next denoising step, and what is captured gets 5 s. Triton
+# itself takes 2 s more, for it looks once a second at what is still there.
+GRACE_S: Final = 18
 # Triton unloads `base` only when nothing is running, and has ended all at this time whatever runs.
 EXIT_S: Final = 29
 # Linux keeps a socket's path in 108 bytes, with a zero at the end.

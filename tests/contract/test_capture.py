@@ -152,7 +152,7 @@ def test_a_request_that_outlasts_triton_s_end_costs_no_capture(
     assert server.invoke("known", steps=1).status == 200
     wish = {"steps": 100, "images": 8, "height": 192, "width": 192}
     with ThreadPoolExecutor(4) as pool:
-        # One after the other, for they are of one user: far more than 20 s of them.
+        # One after the other, for they are of one user: far more than 18 s of them.
         running = [pool.submit(server.invoke, "known", **wish) for _ in range(4)]
         server.wait_until_drawing()
         server.process.terminate()
