@@ -1,12 +1,14 @@
 """Capture by the container: what it answers is written behind everybody's back.
 
 The container knows its models by SageMaker's hash of their artifacts. Whose a model is, only the
-header ``X-Amzn-SageMaker-Target-Model`` tells. Without one in our grammar nothing is captured: a
-generation that nobody can find by its user is one that nobody can delete with its user.
+header ``X-Amzn-SageMaker-Target-Model`` tells (the Triton shell hands it on as the model's name).
+Without one in our grammar nothing is captured: a generation that nobody can find by its user is one
+that nobody can delete with its user. Nor is a prefetch, which draws in order to load.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import Final, Literal
 
 from inference import metrics
@@ -16,20 +18,18 @@ from inference.logs import log
 from limner.capture import Counts, Put, Writer, put_to
 from limner.contracts import keys
 from limner.contracts.capture import CapturedGeneration
-from limner.contracts.generation import GenerateRequest
+from limner.contracts.generation import SMALLEST, GenerateRequest
 from limner.contracts.times import utc_now
 
-# Of SageMaker's 30 s between SIGTERM and SIGKILL; requests get 20.
+# Of SageMaker's 30 s between SIGTERM and SIGKILL; requests get 18 or 20.
 FLUSH_S: Final = 5.0
 
-Fate = Literal["taken", "dropped", "unnamed"]
+Fate = Literal["taken", "dropped", "unnamed", "prefetch"]
 """What became of one generation, for the log."""
 
 
 class Capture:
-    """The captured generations of one container.
-
-    Called from the event loop alone, but for the thread that writes.
+    """The captured generations of one container; safe to use from any thread.
 
     Args:
         put: Writes one object.
@@ -39,6 +39,8 @@ class Capture:
     def __init__(self, put: Put, base_id: str) -> None:
         self._writer = Writer(put)
         self._base_id = base_id
+        # Guards both figures: news must be told once. Never held while anything is written to S3.
+        self._telling = threading.Lock()
         self._unnamed = 0
         self._told: dict[str, int] = {}
 
@@ -53,9 +55,12 @@ class Capture:
             generation: What was drawn.
             answer: What is sent; its files are written as they are.
         """
+        if request == SMALLEST:
+            return "prefetch"
         whose = keys.parts_of_target_model(target or "")
         if whose is None:
-            self._unnamed += 1
+            with self._telling:
+                self._unnamed += 1
             fate: Fate = "unnamed"
         else:
             user_id, model_id, version = whose
@@ -74,22 +79,23 @@ class Capture:
             )
             files = record.files(answer.files, answer.image_format)
             fate = "taken" if self._writer.offer(files) else "dropped"
-        self._tell(self._writer.counts)
+        self._tell()
         return fate
 
     def close(self) -> None:
         """Gives what was taken its time to be written, and tells the figures of all."""
         counts = self._writer.close(FLUSH_S)
-        self._tell(counts)
-        log("captured", {**self._figures(counts), "reason": counts.reason})
+        log("captured", {**self._tell(), "reason": counts.reason})
 
-    def _tell(self, counts: Counts) -> None:
+    def _tell(self) -> dict[str, int]:
         """Writes a line of metrics, if there is news: their sum is that of all generations."""
-        figures = self._figures(counts)
-        news = {name: figure - self._told.get(name, 0) for name, figure in figures.items()}
-        self._told = figures
+        with self._telling:
+            figures = self._figures(self._writer.counts)
+            news = {name: figure - self._told.get(name, 0) for name, figure in figures.items()}
+            self._told = figures
         if any(news.values()):
             metrics.record(self._base_id, None, news)
+        return figures
 
     def _figures(self, counts: Counts) -> dict[str, int]:
         return {

@@ -35,7 +35,6 @@ class Settings(BaseSettings):
         device: Where the base runs; ``auto`` takes a GPU where there is one.
         torch_threads: Threads of one CPU operation; 0 leaves it to torch.
         capture_bucket: Bucket that keeps what is drawn, below ``generations/``; empty for none.
-            The ASGI shell does.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore")

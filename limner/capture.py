@@ -9,13 +9,15 @@ thread writes what was taken, in order. What does not fit is dropped, and counte
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from limner.contracts.capture import CapturedFile
 
@@ -26,7 +28,7 @@ MAX_RECORDS: Final = 256
 MAX_BYTES: Final = 64 << 20
 
 Put = Callable[[CapturedFile], object]
-"""Writes one object; raises what botocore raises."""
+"""Writes one object; raises whatever has kept it from that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,8 @@ class Counts:
     Attributes:
         written: All of their files are there.
         dropped: Never begun, since the queue was full or closed; or not done when it was closed.
-        failed: Refused by S3, after the retries of its client.
-        reason: AWS's code of the last failure, or the name of botocore's error.
+        failed: Refused by S3, after the retries of its client; or a put that has raised.
+        reason: AWS's code of the last failure, or the type of the error.
     """
 
     written: int = 0
@@ -49,8 +51,9 @@ class Counts:
 class Writer:
     """Writes records one after the other, behind everybody's back; safe to use from any thread.
 
-    The thread begins with the first record. It is a daemon: a program may end at any time, and
-    ``close`` is what gives the last records their time.
+    The thread begins with the first record, and ends with ``close`` alone. It is a daemon: a
+    program may end at any time, and ``close`` is what gives the last records their time. A forked
+    child begins anew: what its parent has taken is its parent's to write, and to count.
 
     Args:
         put: Writes one object. It must give up by itself sooner or later.
@@ -64,11 +67,16 @@ class Writer:
         self._put = put
         self._max_records = max_records
         self._max_bytes = max_bytes
+        self._closed = False
+        self._begin()
+        _after_fork(self._begin)
+
+    def _begin(self) -> None:
+        """With nothing taken, no thread, and a lock that nobody holds."""
         # Guards all below, and is notified of every change. Never held while anything is written.
         self._changed = threading.Condition()
         self._held: deque[Sequence[CapturedFile]] = deque()  # the first one is being written
         self._bytes = 0
-        self._closed = False
         self._thread: threading.Thread | None = None
         self._written = self._dropped = self._failed = 0
         self._reason = ""
@@ -119,8 +127,8 @@ class Writer:
         return fits and not self._closed
 
     def _is_running(self) -> bool:
-        """Starts the thread where there is none: at first, and in a forked child."""
-        if self._thread is None or not self._thread.is_alive():
+        """Starts the thread where there is none yet."""
+        if self._thread is None:
             thread = threading.Thread(target=self._run, name="limner-capture", daemon=True)
             try:
                 thread.start()
@@ -131,17 +139,13 @@ class Writer:
 
     def _run(self) -> None:
         while (files := self._next()) is not None:
-            reason: str | None = "unexpected"
+            reason: str | None = None
             try:
                 for file in files:
                     self._put(file)
-                reason = None
-            except ClientError as error:
-                reason = error.response.get("Error", {}).get("Code", "ClientError")
-            except BotoCoreError as error:
-                reason = type(error).__name__
-            finally:
-                self._settle(files, reason)
+            except Exception as error:  # noqa: BLE001 (the thread's edge: without it all records wait)
+                reason = _reason(error)
+            self._settle(files, reason)
 
     def _next(self) -> Sequence[CapturedFile] | None:
         with self._changed:
@@ -181,3 +185,28 @@ def put_to(s3: S3Client, bucket: str) -> Put:
 
 def _size(files: Sequence[CapturedFile]) -> int:
     return sum(len(file.content) for file in files)
+
+
+def _reason(error: Exception) -> str:
+    """What may be told of a failure; its text may name the key, and so the user."""
+    if isinstance(error, ClientError):
+        return error.response.get("Error", {}).get("Code", "ClientError")
+    return type(error).__name__
+
+
+def _after_fork(begin: Callable[[], None]) -> None:
+    """Has a forked child call a method, if its object is still there.
+
+    The child has a copy of the lock, which some thread of its parent may have held, and of records
+    that its parent writes.
+    """
+    if not hasattr(os, "register_at_fork"):  # Windows, where nothing forks
+        return
+    method = weakref.WeakMethod(begin)
+
+    def call() -> None:
+        found = method()
+        if found:
+            found()
+
+    os.register_at_fork(after_in_child=call)

@@ -6,6 +6,7 @@ engine can draw them together.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from inference.answers import Form, encode_answer
 from inference.bodies import model_folder, parse_body
+from inference.capture import Capture
 from inference.engine.engine import Engine, Generation
 from inference.logs import fingerprint, log
 from inference.triton.shells import check_shell, remove_bytecode
@@ -29,11 +31,11 @@ _ENCODERS: Final = 2
 T = TypeVar("T")
 Facts = dict[str, object]
 """What is added to a question's line in the log."""
-Drawing = Future[Generation]
+Pending = Future[Generation]
 Reply = Callable[[bytes | LimnerError], None]
 
 
-class Order(BaseModel):
+class DoorOrder(BaseModel):
     """What a thin model asks for when it comes or goes.
 
     Attributes:
@@ -66,20 +68,33 @@ class Call:
     target: str = ""
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A generation that is being drawn, and what is known of it meanwhile."""
+
+    call: Call
+    request: GenerateRequest
+    form: Form
+    pending: Pending
+
+
 class Desk:
     """An engine's questions and answers; safe to use from any thread.
 
     Args:
         engine: The engine; closed by ``close``.
         models_root: Folder under which every model must lie.
+        capture: Keeps what is drawn; closed by ``close``. None for nothing.
     """
 
-    def __init__(self, engine: Engine, models_root: Path) -> None:
+    def __init__(self, engine: Engine, models_root: Path, capture: Capture | None = None) -> None:
         self._engine = engine
         self._models_root = models_root
+        self._capture = capture
+        self._closing = threading.Lock()
         self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode")
 
-    def carry_out(self, order: Order) -> LimnerError | None:
+    def carry_out(self, order: DoorOrder) -> LimnerError | None:
         """Loads or unloads a model; returns what was wrong, if anything was."""
         started = time.perf_counter()
         facts: Facts = {"target": fingerprint(order.target)}
@@ -92,48 +107,66 @@ class Desk:
 
         Args:
             call: What to draw, with which model.
-            reply: Called once, from any thread, with the answer's body or an error.
+            reply: Called from any thread with the answer's body or an error: once, and a second
+                time if it has raised.
         """
         started = time.perf_counter()
         facts: Facts = {"target": fingerprint(call.target)}
 
         def finish(answer: bytes | LimnerError) -> None:
-            _report("invoke", facts, answer, started)
-            reply(answer)
+            _report("invoke", facts, _sent(reply, answer, facts), started)
 
-        def encode(drawn: Drawing, form: Form) -> None:
-            finish(_outcome("invoke", facts, lambda: _encoded(drawn, form, facts)))
+        def encode(begun: _Begun) -> None:
+            finish(_outcome("invoke", facts, lambda: self._encoded(begun, facts)))
 
         begun = _outcome("invoke", facts, lambda: self._begin(call, facts))
         if isinstance(begun, LimnerError):
             finish(begun)
             return
-        drawing, form = begun
         # The callback runs on the thread that draws, which has better things to do than PNGs.
-        drawing.add_done_callback(lambda drawn: self._encoders.submit(encode, drawn, form))
+        begun.pending.add_done_callback(lambda _: self._encoders.submit(encode, begun))
 
     def close(self) -> None:
-        """Ends what is running, answers it, and takes no more."""
-        self._engine.close()
-        self._encoders.shutdown(wait=True)
+        """Ends what is running, answers it, takes no more, and writes what is captured.
 
-    def _carry_out(self, order: Order, facts: Facts) -> None:
-        folder = model_folder(order.folder, self._models_root)
-        facts["model"] = name = self._name(folder)
+        May be called twice, and by two threads at once: both return when all of it is done.
+        """
+        with self._closing:
+            self._engine.close()
+            self._encoders.shutdown(wait=True)
+            capture, self._capture = self._capture, None  # nobody encodes any more
+            if capture:
+                capture.close()
+
+    def _carry_out(self, order: DoorOrder, facts: Facts) -> None:
         if order.operation == "unload":
+            # By its name alone: whether its folder is still there is nothing to who leaves.
+            facts["model"] = name = self._name(Path(order.folder))
             self._engine.unload(name)
             return
+        folder = model_folder(order.folder, self._models_root)
+        facts["model"] = name = self._name(folder)
         remove_bytecode(folder)
         check_shell(folder)
         model = self._engine.load(name, folder)
         facts["load_ms"] = round(model.load_ms, 2)
 
-    def _begin(self, call: Call, facts: Facts) -> tuple[Drawing, Form]:
+    def _begin(self, call: Call, facts: Facts) -> _Begun:
         facts["model"] = name = self._name(Path(call.folder))
         request = parse_body(call.body, GenerateRequest)
         facts.update(images=request.images, steps=request.steps)
         form = Form.of(call.accept, request)
-        return self._engine.submit(name, request), form
+        return _Begun(call, request, form, self._engine.submit(name, request))
+
+    def _encoded(self, begun: _Begun, facts: Facts) -> bytes:
+        generation = begun.pending.result()
+        facts["queue_ms"] = round(generation.queue_ms, 2)
+        facts["denoise_ms"] = round(generation.denoise_ms, 2)
+        answer = encode_answer(generation, begun.form)
+        if self._capture:
+            target = begun.call.target
+            facts["capture"] = self._capture.offer(target, begun.request, generation, answer)
+        return answer.content
 
     def _name(self, folder: Path) -> str:
         """``<hash>/model``: the platform's own name of the model, and a word that says nothing."""
@@ -142,11 +175,19 @@ class Desk:
         return folder.relative_to(self._models_root).as_posix()
 
 
-def _encoded(drawn: Drawing, form: Form, facts: Facts) -> bytes:
-    generation = drawn.result()
-    facts["queue_ms"] = round(generation.queue_ms, 2)
-    facts["denoise_ms"] = round(generation.denoise_ms, 2)
-    return encode_answer(generation, form).content
+def _sent(reply: Reply, answer: bytes | LimnerError, facts: Facts) -> bytes | LimnerError:
+    """Sends an answer, or that there is none; returns what was sent.
+
+    A request without an answer never ends, and Triton waits for it as long as it may.
+    """
+    for attempt in (answer, LimnerError("INTERNAL")):
+        answer = attempt
+        try:
+            reply(attempt)
+            break
+        except Exception:  # noqa: BLE001 (the process boundary: Triton may have no memory for it)
+            log("answer not sent", facts, failed=True)
+    return answer
 
 
 def _outcome(event: str, facts: Facts, work: Callable[[], T]) -> T | LimnerError:

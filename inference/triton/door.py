@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from inference.bodies import parse_body
-from inference.triton.desk import Order
+from inference.triton.desk import DoorOrder
 from inference.triton.words import in_words
 from limner.contracts.errors import LimnerError
 
@@ -39,7 +39,7 @@ class Door:
     def __init__(
         self,
         path: Path,
-        carry_out: Callable[[Order], LimnerError | None],
+        carry_out: Callable[[DoorOrder], LimnerError | None],
         bereaved: Callable[[], None],
     ) -> None:
         self._closing = closing = threading.Event()
@@ -49,9 +49,11 @@ class Door:
                 loaded = False
                 with suppress(ConnectionError):  # as good as an end of file
                     while line := self.rfile.readline(_MAX_ORDER_BYTES):
-                        refusal, loads = _obey(line, carry_out)
-                        if refusal is None:
-                            loaded = loads
+                        operation, refusal = _obey(line, carry_out)
+                        if operation == "unload":
+                            loaded = False  # goodbye, also where there was nothing to unload
+                        elif refusal is None:
+                            loaded = True
                         self.wfile.write((in_words(refusal) if refusal else "").encode() + b"\n")
                 if loaded and not closing.is_set():
                     bereaved()
@@ -81,11 +83,11 @@ class _Server(socketserver.ThreadingUnixStreamServer):
 
 
 def _obey(
-    line: bytes, carry_out: Callable[[Order], LimnerError | None]
-) -> tuple[LimnerError | None, bool]:
-    """What is wrong with an order, and whether it was one to load."""
+    line: bytes, carry_out: Callable[[DoorOrder], LimnerError | None]
+) -> tuple[str, LimnerError | None]:
+    """An order's operation, empty if it is none, and what is wrong with it."""
     try:
-        order = parse_body(line, Order)
+        order = parse_body(line, DoorOrder)
     except LimnerError as error:
-        return error, False
-    return carry_out(order), order.operation == "load"
+        return "", error
+    return order.operation, carry_out(order)

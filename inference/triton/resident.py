@@ -14,6 +14,7 @@ import triton_python_backend_utils as pb_utils
 from pydantic import ValidationError
 from torch.utils import dlpack
 
+from inference.capture import open_capture
 from inference.logs import log, set_up
 from inference.opening import open_engine
 from inference.settings import Settings, TritonSettings
@@ -41,9 +42,13 @@ class TritonPythonModel:
         try:
             settings = Settings()
             opened = open_engine(settings)
-            self._desk = Desk(opened.engine, settings.models_root)
+            bucket = settings.capture_bucket
+            base_id = opened.engine.base.base_id
+            capture = open_capture(bucket, base_id) if bucket else None
+            self._desk = Desk(opened.engine, settings.models_root, capture)
             path = TritonSettings().socket
             self._lifeline = Held(path)
+            self._lifeline.when_time_is_called(self._desk.close)
             self._door = Door(path, self._desk.carry_out, self._lifeline.cut)
         except ValidationError as error:
             raise _not_started("INVALID_INPUT", explain(error)) from error
@@ -60,7 +65,7 @@ class TritonPythonModel:
             self._desk.invoke(_call(request), _Sender(request))
 
     def finalize(self) -> None:
-        """Ends what is running, answers it, and closes the door."""
+        """Ends what is running, answers it, writes what is captured, and closes the door."""
         self._desk.close()
         self._door.close()
         self._lifeline.say_goodbye()

@@ -25,11 +25,16 @@ from limner.contracts.errors import LimnerError
 from limner.contracts.training import explain
 
 BASE: Final = "base"
-# SageMaker sends SIGKILL 30 s after SIGTERM. Requests get 20 s to end by themselves; then Triton
-# unloads `base`, and the engine ends what is running at its next denoising step.
-GRACE_S: Final = 20
+# SageMaker sends SIGKILL 30 s after SIGTERM. Requests get 18 s to end by themselves; then the
+# engine ends what is running at its next denoising step, and what is captured gets 5 s. Triton
+# itself takes 2 s more, for it looks once a second at what is still there.
+GRACE_S: Final = 18
+# Triton unloads `base` only when nothing is running, and has ended all at this time whatever runs.
+EXIT_S: Final = 29
 # Linux keeps a socket's path in 108 bytes, with a zero at the end.
 _MAX_SOCKET_PATH: Final = 107
+# How Triton ends when it is told to: by itself, or by a signal that comes before it has begun.
+_OBEYED: Final = (0, -signal.SIGTERM, -signal.SIGINT)
 
 
 def main() -> int:
@@ -54,7 +59,8 @@ def run(settings: TritonSettings) -> int:
     """Runs Triton until it ends, a model's process dies, or a signal comes.
 
     Returns:
-        Triton's exit code, 0 after a signal that it has obeyed; 1 where a model's process has died.
+        0 if Triton has ended by itself or after a signal that it has obeyed. Its exit code else; 1
+        where it has crashed, or a model's process has died.
 
     Raises:
         OSError: If a socket or the program cannot be used.
@@ -65,6 +71,9 @@ def run(settings: TritonSettings) -> int:
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         triton.send_signal(number)
+        timer = threading.Timer(GRACE_S, lifeline.call_time)
+        timer.daemon = True  # Triton may end sooner, and so should we
+        timer.start()
 
     def watch() -> None:
         try:
@@ -85,7 +94,10 @@ def run(settings: TritonSettings) -> int:
     if died.is_set():
         log("a model's process has died", {})
         return 1
-    return max(code, 0) if code != -signal.SIGKILL else 1
+    if code in _OBEYED:
+        return 0
+    log("triton has failed", {"exit_code": code})
+    return max(code, 1)
 
 
 def command(settings: TritonSettings) -> list[str]:
@@ -103,7 +115,7 @@ def command(settings: TritonSettings) -> list[str]:
         "backend-directory": settings.backends,
         # Two repositories may have a model of the same name.
         "model-namespacing": True,
-        "exit-timeout-secs": GRACE_S,
+        "exit-timeout-secs": EXIT_S,
         "log-verbose": settings.log_verbose,
         "log-info": settings.log_info,
         "log-warning": settings.log_warning,

@@ -39,7 +39,8 @@ def in_words(error: LimnerError) -> str:
     """The error's JSON as Triton's text, marked if memory has run out.
 
     A detail that has one of the words by chance (a member named ``ROOM.txt`` has ``OOM``) is left
-    out: it would have SageMaker unload the models of others.
+    out: it would have SageMaker unload the models of others. What Triton adds of its own is beyond
+    us: of a load that has failed, the model's name (docs/serving-triton.md, "Errors").
     """
     text = json.dumps(error.to_dict())
     if error.code == "OUT_OF_MEMORY":

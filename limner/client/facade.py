@@ -34,7 +34,7 @@ from limner.contracts import keys
 from limner.contracts.capture import CaptureBy
 from limner.contracts.digests import input_digest
 from limner.contracts.errors import REGISTRY, LimnerError
-from limner.contracts.generation import GenerateRequest, ImageFormat
+from limner.contracts.generation import SMALLEST, GenerateRequest, ImageFormat
 from limner.contracts.limits import MAX_OPEN_REQUESTS
 from limner.contracts.onboarding import OnboardingInput
 from limner.contracts.statuses import RequestStatus
@@ -545,7 +545,7 @@ class Limner:
             self.clients.runtime,
             self.deployment.endpoint_name,
             target_model,
-            prefetching.SMALLEST,
+            SMALLEST,
             deadline_s=deadline_s,
             clock=self._clock,
         )

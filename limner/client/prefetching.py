@@ -1,8 +1,8 @@
 """Prefetching: a model is in the endpoint's memory before its user's first request comes.
 
 A multi-model endpoint has no call that loads a model: InvokeEndpoint does, and then has it answer.
-So a prefetch draws the smallest image there is, in one step and without guidance, and throws it
-away.
+So a prefetch draws the smallest image there is (``contracts.generation.SMALLEST``), in one step and
+without guidance, and throws it away.
 """
 
 from __future__ import annotations
@@ -15,11 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from limner.contracts.errors import LimnerError
-from limner.contracts.generation import GenerateRequest
 
-# 64 pixels are 8 latents of a Stable Diffusion base, the least that its three halvings leave one
-# of: a 64th of the work of 512 pixels.
-SMALLEST: Final = GenerateRequest(prompt="{token}", steps=1, guidance=0, height=64, width=64)
 # What waits behind so many would come too late to be of use.
 MOST_AT_ONCE: Final = 8
 

@@ -1,26 +1,28 @@
-"""The container writes what it answers to S3: the real process, and the laptop's S3."""
+"""Each shell's container writes what it answers to S3: real processes, and the laptop's S3."""
 
 import base64
 import io
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import boto3
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 from limner import local
 from limner.contracts.capture import CapturedGeneration
-from limner.contracts.generation import GenerateResponse
+from limner.contracts.generation import SMALLEST, GenerateResponse
 from tests.support.artifacts import write_artifact
-from tests.support.containers import PROMPT, Container
+from tests.support.containers import PROMPT, STOP_DEADLINE_S, Answer, Container, TritonContainer
 from tests.support.pipelines import save_random_pipeline
 
-TARGET = "zebrauser/dog/v3.tar.gz"
+SHELLS = {"asgi": Container, "triton": TritonContainer}
+# Of the second one nobody could tell whose it is.
+TARGETS = {"known": "zebrauser/dog/v3.tar.gz", "unknown": "zebrauser.tar.gz"}
 AWS = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
@@ -54,23 +56,19 @@ def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png))).astype(int)
 
 
-def images(answer: httpx.Response) -> list[np.ndarray]:
+def images(answer: Answer) -> list[np.ndarray]:
     drawn = GenerateResponse.model_validate_json(answer.content).images
     return [pixels(base64.b64decode(image.png_base64 or "")) for image in drawn]
 
 
-def started(base: Path, folder: Path, endpoint_url: str) -> Container:
+def started(shell: str, base: Path, folder: Path, endpoint_url: str) -> Container:
     extra = {**AWS, "AWS_ENDPOINT_URL": endpoint_url}
-    server = Container.start(base, folder / "server", extra=extra)
-    write_artifact(server.models / "hash1" / "model", base)
-    assert server.load("hash1").status == 200
+    server = SHELLS[shell].start(base, folder / "c", extra=extra)
+    server.target = TARGETS.__getitem__
+    for name in TARGETS:
+        write_artifact(server.models / name / "model", base)
+        assert server.load(name).status == 200
     return server
-
-
-def draw(server: Container, target: str | None, **body: object) -> httpx.Response:
-    headers = {"X-Amzn-SageMaker-Target-Model": target} if target else {}
-    wish = {"prompt": PROMPT, "steps": 2, **body}
-    return server.http.post("/models/hash1/invoke", json=wish, headers=headers)
 
 
 def figures(server: Container) -> dict[str, int]:
@@ -80,7 +78,10 @@ def figures(server: Container) -> dict[str, int]:
     }
 
 
-def test_answers_lie_in_the_bucket_after_sigterm(base: Path, tmp_path: Path, endpoint: str) -> None:
+@pytest.mark.parametrize("shell", SHELLS)
+def test_answers_lie_in_the_bucket_after_sigterm(
+    shell: str, base: Path, tmp_path: Path, endpoint: str
+) -> None:
     s3 = boto3.client(
         "s3",
         endpoint_url=endpoint,
@@ -89,10 +90,12 @@ def test_answers_lie_in_the_bucket_after_sigterm(base: Path, tmp_path: Path, end
         region_name="us-east-1",
     )
     s3.create_bucket(Bucket="captured")
-    server = started(base, tmp_path, endpoint)
-    two = images(draw(server, TARGET, images=2, seed=7))
-    draw(server, TARGET, format="webp")
-    draw(server, None)  # nobody says whose it is
+    server = started(shell, base, tmp_path, endpoint)
+    two = images(server.invoke("known", steps=2, images=2, seed=7))
+    assert server.invoke("known", steps=2, format="webp").status == 200
+    assert server.invoke("unknown", steps=2).status == 200
+    prefetch = SMALLEST.model_dump_json(exclude_none=True).encode()
+    assert server.invoke_raw("known", prefetch).status == 200
     assert server.stop() == 0
 
     found: dict[str, Any] = {
@@ -121,20 +124,43 @@ def test_answers_lie_in_the_bucket_after_sigterm(base: Path, tmp_path: Path, end
 
     assert figures(server) == {"written": 2, "dropped": 0, "failed": 0}
     fates = [line.get("capture") for line in server.lines() if line["event"] == "invoke"]
-    assert fates == ["taken", "taken", "unnamed"]
+    assert fates == ["taken", "taken", "unnamed", "prefetch"]
     metrics = [line for line in server.lines() if "CapturesWritten" in line and "Base" in line]
     assert sum(int(str(line["CapturesWritten"])) for line in metrics) == 2
     assert sum(int(str(line["CapturesUnnamed"])) for line in metrics) == 1
     assert "zebra" not in server.log.read_text()
 
 
+@pytest.mark.parametrize("shell", SHELLS)
 def test_an_s3_that_never_answers_costs_the_record_and_nothing_else(
-    base: Path, tmp_path: Path, dead_end: str
+    shell: str, base: Path, tmp_path: Path, dead_end: str
 ) -> None:
-    server = started(base, tmp_path, dead_end)
+    server = started(shell, base, tmp_path, dead_end)
     for _ in range(3):
-        assert draw(server, TARGET).status_code == 200
+        assert server.invoke("known", steps=2).status == 200
     assert server.stop() == 0, "it ends before SIGKILL"
     lost = figures(server)
     assert (lost["written"], lost["dropped"] + lost["failed"]) == (0, 3)
     assert "zebra" not in server.log.read_text()
+
+
+def test_a_request_that_outlasts_triton_s_end_costs_no_capture(
+    base: Path, tmp_path: Path, dead_end: str
+) -> None:
+    """Triton asks `base` to end when nothing is running, and kills it at a fixed time."""
+    server = started("triton", base, tmp_path, dead_end)
+    assert server.invoke("known", steps=1).status == 200
+    wish = {"steps": 100, "images": 8, "height": 192, "width": 192}
+    with ThreadPoolExecutor(4) as pool:
+        # One after the other, for they are of one user: far more than 18 s of them.
+        running = [pool.submit(server.invoke, "known", **wish) for _ in range(4)]
+        server.wait_until_drawing()
+        server.process.terminate()
+        assert server.process.wait(STOP_DEADLINE_S) == 0, "it ends before SIGKILL"
+        answers = [one.result() for one in running]
+    server.http.close()
+    refused = [answer.refusal for answer in answers if answer.status != 200]
+    assert (400, "GENERATION_FAILED") in refused
+    lost = figures(server)
+    drawn = 1 + len(answers) - len(refused)
+    assert (lost["written"], lost["dropped"] + lost["failed"]) == (0, drawn)

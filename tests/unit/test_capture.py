@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import NoReturn
 
 import pytest
 from botocore.exceptions import ClientError, ConnectTimeoutError
@@ -143,18 +148,61 @@ def test_a_refused_record_is_counted_and_the_next_one_is_written(
     assert store.keys == ["a/0", "b/0"]
 
 
-def test_the_thread_outlives_nothing_but_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bug in a put ends the thread, and with it one record; the next offer starts another."""
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    store = Store()
-    store.fails = {"a/0": KeyError("a bug")}
-    writer = Writer(store.put)
-    writer.offer(record("a"))
-    first = writer._thread
-    assert first is not None
-    first.join(LIMIT_S)
-    assert writer.offer(record("b"))
-    assert writer.close(LIMIT_S) == Counts(written=1, failed=1, reason="unexpected")
+def test_a_bug_in_a_put_costs_its_record_and_no_other(capfd: pytest.CaptureFixture[str]) -> None:
+    with held() as store:
+        store.fails = {"zebra/0": KeyError("generations/zebra")}
+        writer = Writer(store.put)
+        writer.offer(record("zebra"))
+        writer.offer(record("b"))  # would wait for a thread that has ended
+        store.gate.set()
+        assert writer.close(LIMIT_S) == Counts(written=1, failed=1, reason="KeyError")
+        assert store.keys == ["b/0"]
+    assert "zebra" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("locked", [False, True])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_begins_anew(locked: bool) -> None:
+    """The records are its parent's; the lock that a thread of its parent held is nobody's."""
+    with held() as store:
+        writer = Writer(store.put)
+        writer.offer(record("parent"))
+        assert store.reached.wait(LIMIT_S)
+        if locked:
+            writer._changed.acquire()
+        try:
+            child = os.fork()
+            if child == 0:
+                _end_as_child(writer, store)
+        finally:
+            if locked:
+                writer._changed.release()
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        store.gate.set()
+        assert writer.close(LIMIT_S) == Counts(written=1)
+        assert store.keys == ["parent/0"]
+
+
+def _end_as_child(writer: Writer, store: Store) -> NoReturn:
+    """Writes a record and ends, with 0 if it was the only one."""
+    signal.alarm(LIMIT_S)  # without it, a lock held for ever would outlast the test
+    code = 1
+    try:
+        store.gate.set()
+        writer.offer(record("child"))
+        told = writer.close(LIMIT_S)
+        code = int((told, store.keys) != (Counts(written=1), ["child/0"]))
+    finally:
+        os._exit(code)
+
+
+def test_a_writer_that_nobody_needs_is_not_kept_for_forks() -> None:
+    writer = Writer(Store().put)
+    gone = weakref.ref(writer)
+    del writer
+    gc.collect()
+    assert gone() is None
 
 
 def test_without_a_thread_to_be_had_the_answer_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

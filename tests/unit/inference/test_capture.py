@@ -5,6 +5,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from botocore.exceptions import EndpointConnectionError
 from starlette.testclient import TestClient
 
 from inference import logs
+from inference.answers import Answer
 from inference.capture import Capture
 from inference.engine import engine as engine_module
 from inference.engine.base import ResidentBase
@@ -20,6 +22,7 @@ from inference.engine.engine import Engine
 from inference.server.app import TARGET_HEADER, build_app
 from inference.settings import Settings
 from limner.contracts.capture import CapturedFile, CapturedGeneration
+from limner.contracts.generation import SMALLEST, GenerateRequest
 from tests.support.artifacts import write_artifact
 from tests.unit.inference.stubs import StubArtist, StubDrawing
 
@@ -147,6 +150,43 @@ def test_errors_are_not_captured(engine: Engine, tmp_path: Path, written: io.Str
         assert client.post("/models/a/invoke", json={}).status_code == 400
     assert store.files == []
     assert "capture" not in last(written, "invoke")
+
+
+def test_a_prefetch_is_no_generation(engine: Engine, tmp_path: Path, written: io.StringIO) -> None:
+    """The client's request is recognised as it comes over the wire, and its neighbour is not."""
+    store = Store()
+    store.gate.set()
+    app = build_app(engine, tmp_path, Capture(store.put, "tiny-1"))
+    prefetch = SMALLEST.model_dump(mode="json", exclude_none=True)
+    with TestClient(app, headers={TARGET_HEADER: TARGET}) as client:
+        assert client.post("/models/a/invoke", json=prefetch).status_code == 200
+        assert last(written, "invoke")["capture"] == "prefetch"
+        client.post("/models/a/invoke", json={**prefetch, "seed": 1})
+    assert len(store.files) == 2
+    assert last(written, "captured")["CapturesWritten"] == 1
+
+
+def test_many_threads_tell_each_figure_once(written: io.StringIO) -> None:
+    store = Store()
+    store.gate.set()
+    capture = Capture(store.put, "tiny-1")
+    generation = engine_module.Generation((), (), "x", "tiny-1", "a" * 64, 1.0, 1.0)
+    answer = Answer(b"", (b"x",), "png")
+    request = GenerateRequest(prompt="x")
+
+    def offer_all(thread: int) -> None:
+        for number in range(100):
+            capture.offer(TARGET if number % 2 else None, request, generation, answer)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(offer_all, range(8)))
+    capture.close()
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    told = [line for line in lines if line["event"] == "metrics"]
+    sums = {name: sum(line[name] for line in told) for name in told[0] if name[:8] == "Captures"}
+    assert sums["CapturesUnnamed"] == 400
+    assert sums["CapturesWritten"] + sums["CapturesDropped"] == 400
+    assert sums.items() <= lines[-1].items()
 
 
 def test_capture_is_off_unless_a_bucket_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
