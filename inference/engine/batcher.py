@@ -142,6 +142,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._waiting: deque[Order] = deque()
         self._stopping = False
+        self._failed = False
         # The drawing thread's own.
         self._members: list[_Member] = []
         self._is_lost = False
@@ -150,9 +151,10 @@ class Batcher:
         self._thread.start()
 
     @property
-    def is_running(self) -> bool:
-        """Whether the drawing thread lives; without it nothing is ever drawn again."""
-        return self._thread.is_alive()
+    def has_failed(self) -> bool:
+        """Whether the drawing thread has ended unasked: nothing will ever be drawn again."""
+        with self._changed:
+            return self._failed
 
     def submit(self, order: Order) -> None:
         """Queues an order.
@@ -188,6 +190,7 @@ class Batcher:
         except Exception:  # noqa: BLE001 (the thread's boundary: nobody may wait for it for ever)
             log("drawing ended", {}, failed=True)
         with self._changed:
+            self._failed = not self._stopping
             self._stopping = True
             waiting = list(self._waiting)
             self._waiting.clear()

@@ -149,7 +149,7 @@ class Engine:
     @property
     def is_sound(self) -> bool:
         """Whether it can draw; False for good when its thread has ended."""
-        return self._batcher.is_running
+        return not self._batcher.has_failed
 
     @property
     def resident_bytes(self) -> int:

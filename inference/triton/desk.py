@@ -94,6 +94,11 @@ class Desk:
         self._closing = threading.Lock()
         self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode")
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether anything can be drawn; once False, it stays so."""
+        return self._engine.is_sound
+
     def carry_out(self, order: DoorOrder) -> LimnerError | None:
         """Loads or unloads a model; returns what was wrong, if anything was."""
         started = time.perf_counter()

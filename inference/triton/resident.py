@@ -63,6 +63,9 @@ class TritonPythonModel:
         """Begins each drawing; its answer is sent when it is there."""
         for request in requests:
             self._desk.invoke(_call(request), _Sender(request))
+        # Triton's /ping knows nothing of it: the container has to end, to be started again.
+        if not self._desk.is_sound:
+            self._lifeline.cut()
 
     def finalize(self) -> None:
         """Ends what is running, answers it, writes what is captured, and closes the door."""

@@ -143,7 +143,12 @@ def test_no_policy_that_is_ever_attached_opens_another_folder(cloud: Synthesis) 
 def test_an_endpoint_that_captures_writes_generations_and_reads_none(
     account: Account, tmp_path: Path
 ) -> None:
-    settings = StageSettings(stage="prod", capture="endpoint", generation_days=7)
+    settings = StageSettings(
+        stage="prod",
+        capture="endpoint",
+        generation_days=7,
+        endpoint_environment={"LIMNER_ADAPTER_BYTES": "1"},
+    )
     template = synthesize(settings, tmp_path).template
     capturing = Account(template)
     assert sorted(capturing.roles) == sorted(account.roles)
@@ -164,7 +169,10 @@ def test_an_endpoint_that_captures_writes_generations_and_reads_none(
         for item in template["Resources"].values()
         if item["Type"] == "AWS::SageMaker::Model"
     ]
-    assert model["Environment"] == {"LIMNER_CAPTURE_BUCKET": {"Ref": name}}
+    assert model["Environment"] == {
+        "LIMNER_ADAPTER_BYTES": "1",
+        "LIMNER_CAPTURE_BUCKET": {"Ref": name},
+    }
     rules = template["Resources"][name]["Properties"]["LifecycleConfiguration"]["Rules"]
     (rule,) = [rule for rule in rules if rule.get("Prefix") == f"{keys.GENERATIONS}/"]
     assert rule["ExpirationInDays"] == 7

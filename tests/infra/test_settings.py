@@ -44,6 +44,7 @@ def test_a_stage_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("IMAGE_REPOSITORIES", "limner/*"),
         ("CORS_ORIGINS", "*"),
         ("ALARM_EMAIL", "nobody"),
+        ("ENDPOINT_ENVIRONMENT", '{"PATH": "/tmp"}'),
         ("ALARM_TOPIC_ARN", "my-topic"),
     ],
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -194,7 +195,11 @@ def test_a_stream_ends_with_the_error_and_begins_with_none(engine: Engine, tmp_p
 def test_ping_fails_when_nothing_can_be_drawn_any_more(engine: Engine, tmp_path: Path) -> None:
     with TestClient(build_app(engine, tmp_path)) as client:
         assert client.get("/ping").status_code == 200
-        engine._batcher.close()
+        lost = torch.AcceleratorError("unspecified launch failure")
+        engine._batcher._artist.fails[0] = lost  # type: ignore[attr-defined]
+        # The one whose pass it was, and whoever comes after.
+        assert client.post("/models/a/invoke", json={"prompt": "x"}).status_code == 500
+        assert client.post("/models/a/invoke", json={"prompt": "x"}).status_code == 502
         assert client.get("/ping").status_code == 500
 
 
