@@ -8,6 +8,8 @@
 * ``registered`` (P7): the same with 10 to 10,000 models on disk and room for 256 MB of them;
 * ``lone`` (P8): a lone request through queue and batcher, and without them.
 
+The containers over HTTP, with latencies under load: ``python -m benchmarks.traffic``.
+
 The method: CPU time of one thread (``time.process_time``), variants interleaved round by round in
 one process, a warm-up round dropped, the median of at least 5 rounds with its spread, wall time
 beside it. Peers are the published packages, unmodified. The same run asserts that all ways draw
