@@ -1,4 +1,4 @@
-"""The names in the metrics that a container writes to its log, and that ``limner metrics`` reads."""
+"""Names in the metrics that a container writes to its log, and that ``limner metrics`` reads."""
 
 from __future__ import annotations
 
