@@ -17,6 +17,7 @@ import pytest
 
 from limner.contracts.artifact import MEMBERS
 from limner.local.layout import REPOSITORY
+from limner.metrics import summarize
 from tests.support.artifacts import write_artifact
 from tests.support.laptop import TestLaptop, until
 from tests.workflows import test_laptop_endpoint
@@ -66,6 +67,11 @@ def test_thirty_models_in_the_memory_of_three(
     # Without 507s, nothing would have had to heal.
     assert refused >= MODELS - ROOM
     assert all(answers)
+    # What ``limner metrics`` reads out of the same log.
+    rows = summarize(log.read_text().splitlines())
+    assert [row.generations for row in rows] == [*[ROUNDS] * MODELS, ROUNDS * MODELS]
+    one, _ = summarize(log.read_text().splitlines(), targets=[next(iter(digests))])
+    assert one.generations == ROUNDS
     record_property(
         "figure",
         f"P13: {MODELS} models in turn in the memory of {ROOM}, {THREADS} threads: {sum(answers)} "
