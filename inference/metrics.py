@@ -13,24 +13,39 @@ from collections.abc import Mapping
 from typing import Final
 
 from inference.logs import fingerprint, log
+from limner.contracts.metrics import (
+    BASE,
+    DENOISE_MS,
+    EVENT,
+    EVICTIONS,
+    LOAD_MS,
+    MODEL,
+    QUEUE_MS,
+    RESIDENT_BYTES,
+    SLOT_HITS,
+    SLOT_MISSES,
+)
+
+# Named here too, for those who record them.
+__all__ = [
+    "BASE",
+    "CAPTURES_DROPPED",
+    "CAPTURES_FAILED",
+    "CAPTURES_UNNAMED",
+    "CAPTURES_WRITTEN",
+    "DENOISE_MS",
+    "EVICTIONS",
+    "LOAD_MS",
+    "NAMESPACE",
+    "QUEUE_MS",
+    "RESIDENT_BYTES",
+    "SLOT_HITS",
+    "SLOT_MISSES",
+    "record",
+]
 
 NAMESPACE: Final = "Limner"
-BASE: Final = "Base"
 
-LOAD_MS: Final = "LoadMs"
-"""From the artifact's folder to the host's memory."""
-QUEUE_MS: Final = "QueueMs"
-"""From submission to start."""
-DENOISE_MS: Final = "DenoiseMs"
-"""Text encoder, denoising loop, decoder."""
-SLOT_HITS: Final = "SlotHits"
-"""Generations whose adapter was in a slot already."""
-SLOT_MISSES: Final = "SlotMisses"
-"""Generations whose adapter had to be copied into one."""
-EVICTIONS: Final = "Evictions"
-"""Adapters that had to leave their slots for others."""
-RESIDENT_BYTES: Final = "ResidentBytes"
-"""Adapters in the host's memory, and all slots on the device."""
 CAPTURES_WRITTEN: Final = "CapturesWritten"
 """Generations that were written to the bucket since the last such line."""
 CAPTURES_DROPPED: Final = "CapturesDropped"
@@ -60,11 +75,11 @@ def record(base_id: str, model: str | None, values: Mapping[str, float]) -> None
     described = [{"Name": name, "Unit": _UNITS.get(name, "Count")} for name in values]
     directive = {"Namespace": NAMESPACE, "Dimensions": [[BASE]], "Metrics": described}
     log(
-        "metrics",
+        EVENT,
         {
             "_aws": {"Timestamp": int(time.time() * 1000), "CloudWatchMetrics": [directive]},
             BASE: base_id,
-            **({} if model is None else {"Model": fingerprint(model)}),
+            **({} if model is None else {MODEL: fingerprint(model)}),
             **{name: round(value, 3) for name, value in values.items()},
         },
     )

@@ -9,6 +9,7 @@ from limner.cli.doctor import doctor
 from limner.cli.generate import generate
 from limner.cli.graph import graph
 from limner.cli.laptop import down, up
+from limner.cli.metrics import metrics
 from limner.cli.onboard import cancel, onboard
 from limner.cli.status import status
 from limner.cli.train import train
@@ -34,6 +35,7 @@ COMMANDS = (
     versions,
     activate,
     prefetch,
+    metrics,
     train,
     graph,
     doctor,

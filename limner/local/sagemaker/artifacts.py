@@ -6,6 +6,7 @@ names it carries. Only the members that Limner's artifacts have are copied, to p
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tarfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from limner.contracts.artifact import MANIFEST, MAX_MANIFEST_BYTES, MAX_MEMBER_B
 from limner.contracts.errors import LimnerError
 
 _CHUNK_BYTES = 1 << 20
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def unpack(archive: IO[bytes], folder: Path) -> None:
@@ -28,18 +30,22 @@ def unpack(archive: IO[bytes], folder: Path) -> None:
 
     Raises:
         LimnerError: ``ARTIFACT_INVALID``, if a member is missing, unknown, twice there, too large
-            or no plain file, or if the archive is damaged.
+            or no plain file, or if the archive is damaged; ``OUT_OF_MEMORY``, if the disk is full.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         found = _copy_members(archive, partial)
         missing = [name for name in MEMBERS if name not in found]
         if missing:
             raise LimnerError("ARTIFACT_INVALID", f"The archive lacks {', '.join(missing)}.")
         partial.rename(folder)
     except (tarfile.TarError, EOFError, OSError) as error:
+        # Not the archive's fault: to train again would not help.
+        if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
+            detail = "The disk has no room for another model."
+            raise LimnerError("OUT_OF_MEMORY", detail) from error
         raise LimnerError("ARTIFACT_INVALID", f"The archive cannot be read: {error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -240,7 +240,6 @@ class MultiModelInstance:
                 "Please ensure that there is an object located at the URL and that the role "
                 "passed to CreateModel has permissions to download the model.",
             ) from error
-        folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             unpack(cast("IO[bytes]", answer["Body"]), folder)
         except LimnerError as error:

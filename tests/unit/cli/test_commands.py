@@ -20,7 +20,7 @@ from tests.unit.client.world import World, photo
 
 COMMANDS = (
     *("up", "down", "onboard", "status", "cancel", "generate", "versions", "activate", "prefetch"),
-    *("train", "graph", "doctor"),
+    *("metrics", "train", "graph", "doctor"),
 )
 
 
