@@ -160,6 +160,7 @@ def test_a_busy_endpoint_is_asked_again(aws: World, endpoint: Endpoint) -> None:
 def test_what_triton_says_while_it_loads_others_is_asked_again(
     aws: World, endpoint: Endpoint
 ) -> None:
+    aws.put_model("alice")
     said = json.dumps({"error": "Request for unknown model: 'u7' is not found"})
     endpoint.will_fail("ModelError", OriginalStatusCode=400, OriginalMessage=said)
     endpoint.will_draw("alice/default/v1.tar.gz", [0])
