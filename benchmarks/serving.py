@@ -487,7 +487,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bases", nargs="*", default=["G", "S"], choices=list(SIZES))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="5 or more for a figure")
     parser.add_argument("--registered", type=int, default=1_000, help="10,000 for the full P7")
     parser.add_argument("--requests", type=int, default=20, help="of each number of models in P7")
     figures = ("switch", "request", "registered", "lone")

@@ -338,7 +338,8 @@ class Batcher:
             self._leave_all(members, error)
             return
         last = max(members, key=self._members.index)
-        self._max_rows = max(1, sum(member.order.rows for member in members) - last.order.rows)
+        left = sum(member.order.rows for member in members) - last.order.rows
+        self._max_rows = min(self._max_rows, max(1, left))
         log("memory is short", {"rows": self._max_rows})
         self._members.remove(last)
         self._batches = None

@@ -151,13 +151,17 @@ class Artist:
             base.selection.shares = ()
         rows = [drawing.rows for drawing in batch.drawings]
         parts = torch.split(noises, rows)
+        latents: list[Tensor] = []
         for drawing, time, noise in zip(batch.drawings, times, parts, strict=True):
             if drawing.guided:
                 without, given = noise.chunk(2)
                 noise = without + drawing.guidance * (given - without)
-            drawing.latents = drawing.scheduler.step(
+            latents += drawing.scheduler.step(
                 noise, time, drawing.latents, **drawing.extra, return_dict=False
-            )[0]
+            )[:1]
+        # All or none: where memory ran out above, nobody is a step ahead of the others.
+        for drawing, new in zip(batch.drawings, latents, strict=True):
+            drawing.latents = new
             drawing.step += 1
 
     @torch.inference_mode()

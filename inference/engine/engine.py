@@ -303,6 +303,19 @@ class Engine:
         if isinstance(outcome, Exception):
             future.set_exception(outcome)
             return
+        try:
+            self._answer(model, request, prompt, future, outcome)
+        except Exception as error:  # noqa: BLE001 (the thread's boundary: somebody waits for it)
+            future.set_exception(error)
+
+    def _answer(
+        self,
+        model: LoadedModel,
+        request: GenerateRequest,
+        prompt: str,
+        future: Future[Generation],
+        outcome: Drawn,
+    ) -> None:
         self._record(
             model.name,
             {
@@ -327,13 +340,13 @@ class Engine:
             future.set_result(generation)
             return
         look = self._looking.submit(self._guard.see_images, model.name, prompt, outcome.pixels)
-        look.add_done_callback(partial(_answer, future, generation))
+        look.add_done_callback(partial(_looked, future, generation))
 
     def _record(self, name: str, values: dict[str, float]) -> None:
         metrics.record(self._base.base_id, name, values)
 
 
-def _answer(future: Future[Generation], generation: Generation, look: Future[None]) -> None:
+def _looked(future: Future[Generation], generation: Generation, look: Future[None]) -> None:
     """Answers as the check of the images has ended, also with its own exception."""
     try:
         error = look.exception()

@@ -6,10 +6,15 @@ from typing import Final
 
 import torch
 
-# The allocators of the CPU and of pinned memory raise a bare RuntimeError (torch 2.13:
-# c10/core/impl/alloc_cpu.cpp, "DefaultCPUAllocator: can't allocate memory"; CUDA's host
-# allocator, "CUDA error: out of memory").
-_WORDS: Final = ("can't allocate memory", "out of memory")
+# The allocators of the CPU and of pinned memory, and CUDA's libraries, raise a bare RuntimeError
+# (torch 2.13: c10/core/impl/alloc_cpu.cpp, "DefaultCPUAllocator: can't allocate memory"; CUDA's
+# host allocator, "CUDA error: out of memory").
+_WORDS: Final = (
+    "can't allocate memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -94,6 +94,7 @@ class Api:
 
     async def invoke(self, request: Request, facts: Facts) -> Response:
         """``POST /models/{model}/invoke``."""
+        started = time.perf_counter()
         name = _named(request, facts)
         body = await read_body(request, GenerateRequest)
         form = Form.of(request.headers.get("accept", ""), body)
@@ -116,8 +117,14 @@ class Api:
                 facts["capture"] = self._capture.offer(target, body, generation, encoded)
             return encoded.content
 
+        def ended(error: LimnerError | None) -> None:
+            if error:
+                facts["code"] = error.code
+            _report("invoke", facts, error.spec.http_status if error else 200, started)
+
         if progress:
-            return StreamingResponse(progress.events(future, answer), media_type=EVENTS_TYPE)
+            events = progress.events(future, answer, ended)
+            return StreamingResponse(events, media_type=EVENTS_TYPE)
         content = await answer(await _unless_gone(request, future))
         return Response(content, media_type=form.media_type)
 
@@ -191,12 +198,18 @@ def _guarded(event: str, handler: Handler) -> Callable[[Request], Awaitable[Resp
             facts["code"] = "INTERNAL"
             log(f"{event} failed", facts, failed=True)
             response = _error(LimnerError("INTERNAL"))
-        facts["status"] = response.status_code
-        facts["total_ms"] = round((time.perf_counter() - started) * 1000, 2)
-        log(event, facts)
+        if not isinstance(response, StreamingResponse):  # that one has not begun yet
+            _report(event, facts, response.status_code, started)
         return response
 
     return endpoint
+
+
+def _report(event: str, facts: Facts, status: int, started: float) -> None:
+    """Writes the one line of a request."""
+    facts["status"] = status
+    facts["total_ms"] = round((time.perf_counter() - started) * 1000, 2)
+    log(event, facts)
 
 
 async def _no_route(_: Request, raised: Exception) -> Response:

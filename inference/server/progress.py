@@ -45,25 +45,34 @@ class Progress:
         self._loop.call_soon_threadsafe(self._done.put_nowait, done)
 
     async def events(
-        self, future: Future[Generation], answer: Callable[[Generation], Awaitable[bytes]]
+        self,
+        future: Future[Generation],
+        answer: Callable[[Generation], Awaitable[bytes]],
+        ended: Callable[[LimnerError | None], None],
     ) -> AsyncIterator[bytes]:
         """The events; whoever stops reading them cancels the generation.
 
         Args:
             future: Of the generation that ``on_step`` hears of.
             answer: Makes the answer's JSON of it.
+            ended: Called once, at the end, with what went wrong; ``GENERATION_CANCELLED`` where the
+                reader has gone.
         """
         drawing = asyncio.wrap_future(future)
         drawing.add_done_callback(lambda _: self._done.put_nowait(None))
+        wrong: LimnerError | None = LimnerError("GENERATION_CANCELLED")
         try:
             while (done := await self._done.get()) is not None:
                 yield _event("step", json.dumps({"step": done, "steps": self._steps}).encode())
             try:
-                yield _event("answer", await answer(drawing.result()))
+                last, wrong = _event("answer", await answer(drawing.result())), None
             except Exception as error:  # noqa: BLE001 (the process boundary, as in the app)
-                yield _event("error", json.dumps(_told(error).to_dict()).encode())
+                wrong = _told(error)
+                last = _event("error", json.dumps(wrong.to_dict()).encode())
+            yield last
         finally:
             drawing.cancel()
+            ended(wrong)
 
 
 def _told(error: Exception) -> LimnerError:

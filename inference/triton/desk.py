@@ -128,8 +128,15 @@ class Desk:
         if isinstance(begun, LimnerError):
             finish(begun)
             return
-        # The callback runs on the thread that draws, which has better things to do than PNGs.
-        begun.pending.add_done_callback(lambda _: self._encoders.submit(encode, begun))
+
+        def hand_over(_: Pending) -> None:
+            try:
+                # This is the thread that draws, which has better things to do than PNGs.
+                self._encoders.submit(encode, begun)
+            except RuntimeError:  # the desk was closed meanwhile, or threads have run out
+                encode(begun)
+
+        begun.pending.add_done_callback(hand_over)
 
     def close(self) -> None:
         """Ends what is running, answers it, takes no more, and writes what is captured.

@@ -51,7 +51,9 @@ class Door:
                     while line := self.rfile.readline(_MAX_ORDER_BYTES):
                         operation, refusal = _obey(line, carry_out)
                         if operation == "unload":
-                            loaded = False  # goodbye, also where there was nothing to unload
+                            # Goodbye, also where there was nothing to unload; but a model that
+                            # could not leave would stay for ever.
+                            loaded &= refusal is not None and refusal.code == "DEADLINE_EXCEEDED"
                         elif refusal is None:
                             loaded = True
                         self.wfile.write((in_words(refusal) if refusal else "").encode() + b"\n")

@@ -90,7 +90,10 @@ class Watched:
         """
         self._held, _ = self._listener.accept()
         with self._held as connection:
-            return connection.recv(1) == _GOODBYE
+            try:
+                return connection.recv(1) == _GOODBYE
+            except ConnectionError:  # it died before it had read that time was called
+                return False
 
     def call_time(self) -> None:
         """Has ``base`` end what it does, and answer it; nothing where there is none."""

@@ -7,6 +7,7 @@ Tensors cross as DLPack: the stubs of some releases of Triton misread arrays of 
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class TritonPythonModel:
             TritonModelException: If the base or the settings are unsound; Triton then ends.
         """
         set_up()
+        self._ending = False
         try:
             settings = Settings()
             opened = open_engine(settings)
@@ -64,8 +66,14 @@ class TritonPythonModel:
         for request in requests:
             self._desk.invoke(_call(request), _Sender(request))
         # Triton's /ping knows nothing of it: the container has to end, to be started again.
-        if not self._desk.is_sound:
-            self._lifeline.cut()
+        if not self._desk.is_sound and not self._ending:
+            self._ending = True
+            threading.Thread(target=self._give_up, name="give up").start()
+
+    def _give_up(self) -> None:
+        """Answers whom it can, writes what is captured, and has ``serve`` end the container."""
+        self._desk.close()
+        self._lifeline.cut()
 
     def finalize(self) -> None:
         """Ends what is running, answers it, writes what is captured, and closes the door."""

@@ -384,3 +384,14 @@ def test_one_slot_serves_everybody_in_turn(
     assert len(colours) == len(USERS)
     assert engine.resident_bytes == (len(USERS) + 1) * size
     engine.close()
+
+
+def test_an_answer_that_cannot_be_made_is_an_error_and_the_next_one_is_drawn(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio.gate.open()
+    with monkeypatch.context() as patch:
+        patch.setattr(studio.engine, "_record", lambda *_: [][0])
+        assert isinstance(studio.ask("a", 1).exception(timeout=30), IndexError)
+    studio.ask("a", 2).result(timeout=30)
+    studio.engine.unload("a")

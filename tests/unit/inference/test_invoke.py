@@ -164,7 +164,10 @@ def events_of(text: str) -> list[tuple[str, dict[str, object]]]:
     return found
 
 
-def test_who_can_stream_is_told_of_each_step(engine: Engine, tmp_path: Path) -> None:
+def test_who_can_stream_is_told_of_each_step(
+    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "limner.inference")
     with TestClient(build_app(engine, tmp_path)) as client:
         body = {"prompt": "x", "steps": 3, "seed": 7}
         plain = client.post("/models/a/invoke", json=body).json()
@@ -176,9 +179,15 @@ def test_who_can_stream_is_told_of_each_step(engine: Engine, tmp_path: Path) -> 
     assert steps == [("step", {"step": step, "steps": 3}) for step in (1, 2, 3)]
     assert last == "answer"
     assert answer["images"] == plain["images"]
+    lines = [r.fields for r in caplog.records if r.message == "invoke"]  # type: ignore[attr-defined]
+    assert [line["status"] for line in lines] == [200, 200]
+    assert all({"steps", "queue_ms", "denoise_ms", "total_ms"} <= set(line) for line in lines)
 
 
-def test_a_stream_ends_with_the_error_and_begins_with_none(engine: Engine, tmp_path: Path) -> None:
+def test_a_stream_ends_with_the_error_and_begins_with_none(
+    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "limner.inference")
     accept = {"Accept": "text/event-stream"}
     with TestClient(build_app(engine, tmp_path)) as client:
         gone = client.post("/models/b/invoke", json={"prompt": "x"}, headers=accept)
@@ -189,6 +198,11 @@ def test_a_stream_ends_with_the_error_and_begins_with_none(engine: Engine, tmp_p
     assert name == "error"
     assert "INTERNAL" in str(error)
     assert "secret" not in broken.text
+    lines = [r.fields for r in caplog.records if r.message == "invoke"]  # type: ignore[attr-defined]
+    assert [(line["status"], line["code"]) for line in lines] == [
+        (404, "MODEL_NOT_LOADED"),
+        (500, "INTERNAL"),
+    ]
     engine.unload("a")
 
 
@@ -241,8 +255,9 @@ def test_a_client_that_goes_away_makes_room(engine: Engine, tmp_path: Path) -> N
 
 
 def test_a_client_that_goes_away_while_it_streams_makes_room(
-    engine: Engine, tmp_path: Path
+    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "limner.inference")
     artist: Painter = engine._batcher._artist  # type: ignore[assignment]
     gate = Gate()
     artist.turn = gate
@@ -262,3 +277,5 @@ def test_a_client_that_goes_away_while_it_streams_makes_room(
     asyncio.run(scenario())
     engine.unload("a")  # waits for whoever is drawn
     assert len(artist.passes) == 2  # of 20: it left after the step that was under way
+    (line,) = (r.fields for r in caplog.records if r.message == "invoke")  # type: ignore[attr-defined]
+    assert (line["status"], line["code"]) == (499, "GENERATION_CANCELLED")
