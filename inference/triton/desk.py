@@ -175,9 +175,9 @@ class Desk:
         facts["queue_ms"] = round(generation.queue_ms, 2)
         facts["denoise_ms"] = round(generation.denoise_ms, 2)
         answer = encode_answer(generation, begun.form)
-        if self._capture:
+        if capture := self._capture:  # ``close`` takes it away
             target = begun.call.target
-            facts["capture"] = self._capture.offer(target, begun.request, generation, answer)
+            facts["capture"] = capture.offer(target, begun.request, generation, answer)
         return answer.content
 
     def _name(self, folder: Path) -> str:

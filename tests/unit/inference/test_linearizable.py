@@ -2,10 +2,10 @@
 
 import itertools
 import random
-import sys
 import threading
 import time
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,7 +79,9 @@ def one_call(engine: Engine, kind: str, name: str) -> tuple[str, int]:
 
 
 def test_80_000_calls_of_eight_threads_are_linearizable(
-    base: ResidentBase, monkeypatch: pytest.MonkeyPatch
+    base: ResidentBase,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
 ) -> None:
     engine = stubbed(base, monkeypatch)
     clock = itertools.count()
@@ -111,10 +113,12 @@ def test_80_000_calls_of_eight_threads_are_linearizable(
     most = check(calls)
     codes = Counter((call.kind, call.code) for call in calls)
     overlapping = sum(call.ended - call.began > 1 for call in calls)
-    sys.stdout.write(
-        f"{len(calls)} calls in {spent:.1f} s of CPU, {overlapping} overlapping others, at most"
-        f" {most} states possible: {dict(sorted(codes.items()))};"
-        f" {misses['SlotMisses']} fills, {misses['Evictions']} evictions\n"
+    record_property(
+        "figure",
+        f"P12: {len(calls):,} calls of {THREADS} threads, linearizable ({overlapping:,} overlapping"
+        f" others, at most {most} states possible, {misses['SlotMisses']:,} fills,"
+        f" {misses['Evictions']:,} evictions),"
+        f" {spent:.1f} s of CPU",
     )
     # Everything that the contract knows has happened.
     expected = {"ok", "MODEL_ALREADY_LOADED", "MODEL_NOT_LOADED", "OUT_OF_MEMORY"}
@@ -159,7 +163,10 @@ def resident_kb() -> int:
 
 
 def test_a_thousand_users_share_64_places_without_an_error_outside_the_contract(
-    base: ResidentBase, base_folder: Path, tmp_path: Path
+    base: ResidentBase,
+    base_folder: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """The platform's part is played by the test: at 507 it unloads who was used longest ago."""
     kinds = 8
@@ -208,9 +215,10 @@ def test_a_thousand_users_share_64_places_without_an_error_outside_the_contract(
     for _, future in waiting:
         future.result(timeout=60)
     growth = resident_kb() / memory_kb - 1
-    sys.stdout.write(
-        f"{USERS} users in room for {PLACES}: {dict(codes)}, {len(loaded)} loaded at the end,"
-        f" memory {growth:+.1%} over the last three quarters\n"
+    record_property(
+        "figure",
+        f"P12: {USERS:,} users in room for {PLACES}: {dict(codes)} and nothing else, memory"
+        f" {growth:+.1%} over the last three quarters",
     )
     assert set(codes) == {"OUT_OF_MEMORY"}
     assert len(loaded) == PLACES

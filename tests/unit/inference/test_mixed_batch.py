@@ -1,8 +1,7 @@
 """An image is the same alone and in company, whoever joins and leaves meanwhile."""
 
 import dataclasses
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,7 +100,10 @@ def run(
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 def test_latents_are_the_same_alone_and_in_company(
-    base_folder: Path, artifacts: Path, dtype: torch.dtype
+    base_folder: Path,
+    artifacts: Path,
+    dtype: torch.dtype,
+    record_property: Callable[[str, object], None],
 ) -> None:
     torch.set_num_threads(1)
     base = base_of(base_folder, dtype)
@@ -118,9 +120,10 @@ def test_latents_are_the_same_alone_and_in_company(
         other = dataclasses.replace(one, user="small" if one.user != "small" else "twin", joins=0)
         wrong = run(base, adapters, [other])[0][0]
         change = min(change, float((wrong.latents - alone.latents).abs().max()))
-    sys.stdout.write(
-        f"{dtype}: {len(WISHES)} requests, up to {widest} rows a pass, largest difference"
-        f" {worst:.1e}; another user's adapter changes latents by {change:.1e} at least\n"
+    record_property(
+        "figure",
+        f"mixed batch, {dtype}: {len(WISHES)} requests, up to {widest} rows a pass, {worst:.1e}"
+        f" from alone at most; another user's adapter changes latents by {change:.1e} at least",
     )
     assert worst < BOUNDS[dtype]
     assert change > 1e-2
