@@ -1,6 +1,6 @@
 """P14: a full disk is an error, not corruption, at whichever write it strikes.
 
-A clean download counts the calls that take room on the disk; then each of them fails in its turn.
+A clean run counts the calls that take room on the disk; then each of them fails in its turn.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from limner.contracts.artifact import MEMBERS
 from limner.contracts.errors import LimnerError
 from limner.local.sagemaker.artifacts import unpack
 from tests.workflows.test_laptop_endpoint import artifact
+from training.archive import write_archive
+from training.artifact import write_members
 
 
 class Disk:
@@ -56,6 +58,9 @@ class File:
     def __init__(self, file: Any, disk: Disk) -> None:
         self.file, self.disk = file, disk
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
     def __enter__(self) -> File:
         return self
 
@@ -78,6 +83,7 @@ def on(disk: Disk) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "mkdir", disk.wrap(Path.mkdir))
         patch.setattr(Path, "rename", disk.wrap(Path.rename))
+        patch.setattr(Path, "replace", disk.wrap(Path.replace))
         patch.setattr(Path, "open", disk.open(Path.open))
         yield
 
@@ -102,4 +108,36 @@ def test_a_full_disk_leaves_no_partial_model(tmp_path: Path, record_property: An
     assert left == 0
     record_property(
         "figure", f"P14: ENOSPC at each of {clean.calls} calls of a download: {left} partial models"
+    )
+
+
+def test_a_full_disk_leaves_no_partial_artifact_of_training(
+    tmp_path: Path, record_property: Any
+) -> None:
+    members = {name: name.encode() * 5_000 for name in MEMBERS}
+
+    def write(root: Path) -> None:
+        write_members(root / "model", members)
+        write_archive(root / "results" / "artifact.tar.gz", members, parts=root / "parts")
+
+    def files(root: Path) -> set[str]:
+        return {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
+
+    clean = Disk()
+    with on(clean):
+        write(tmp_path / "clean")
+    whole = files(tmp_path / "clean")
+    assert whole == {*(f"model/{name}" for name in MEMBERS), "results/artifact.tar.gz"}
+    left = 0
+    for site in range(1, clean.calls + 1):
+        root = tmp_path / str(site)
+        with on(Disk(site)), pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            write(root)
+        # All of the members or none, no archive, and no unfinished file.
+        left += files(root) not in (set(), whole - {"results/artifact.tar.gz"})
+        write(root)
+        assert files(root) == whole
+    assert left == 0
+    record_property(
+        "figure", f"P14: ENOSPC at each of {clean.calls} calls of training's output: {left} partial"
     )
