@@ -9,11 +9,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from inference.capture import Capture
 from inference.engine.base import ResidentBase
 from inference.engine.engine import Engine
+from inference.engine.safety import Verdict
 from inference.settings import TritonSettings
 from inference.triton import serve
 from inference.triton.desk import Call, Desk, DoorOrder
@@ -101,6 +103,39 @@ def test_what_is_drawn_is_captured(base: ResidentBase, base_folder: Path, tmp_pa
     assert image.key.startswith("generations/ada/")
     assert image.content == drawn
     assert CapturedGeneration.model_validate_json(request.content).request.prompt == "x"
+
+
+def test_the_content_check_is_asked_and_what_it_refuses_is_neither_answered_nor_captured(
+    base: ResidentBase, base_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Check:
+        def check_prompt(self, prompt: str, negative_prompt: str) -> Verdict:
+            return Verdict("zebra" not in prompt + negative_prompt, "animals")
+
+        def check_image(self, pixels: np.ndarray) -> Verdict:
+            return Verdict(allowed=pixels.ndim != 3, category="dark")
+
+    caplog.set_level("INFO", "limner.inference")
+    folder = tmp_path / "hash" / "model"
+    write_artifact(folder, base_folder)
+    files: list[CapturedFile] = []
+    capture = Capture(files.append, base.base_id)
+    desk = Desk(Engine(base, max_models=1, max_rank=8, safety=Check()), tmp_path, capture)
+    try:
+        assert desk.carry_out(DoorOrder(operation="load", folder=str(folder))) is None
+        for prompt in ("a zebra", "x"):
+            body = json.dumps({"prompt": prompt, "steps": 1}).encode()
+            asked = _asked(desk, Call(str(folder), body, target="ada/default/v1.tar.gz"))
+            assert _code(asked) == "CONTENT_REFUSED"
+    finally:
+        desk.close()
+    assert files == []
+    audit = [r.fields for r in caplog.records if r.message == "content"]  # type: ignore[attr-defined]
+    assert [(line["checked"], line["allowed"], line["category"]) for line in audit] == [
+        ("prompt", False, "animals"),
+        ("prompt", True, ""),
+        ("images", False, "dark"),
+    ]
 
 
 @pytest.mark.parametrize("failures", [1, 2])
