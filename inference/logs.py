@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import sys
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
+
+from limner.contracts.metrics import fingerprint
+
+# Named here too, for those who write lines.
+__all__ = ["JsonLines", "fingerprint", "log", "set_up"]
 
 _LOGGER = logging.getLogger("limner.inference")
 
@@ -56,8 +60,3 @@ def log(event: str, fields: Mapping[str, object], *, failed: bool = False) -> No
     """
     level = logging.ERROR if failed else logging.INFO
     _LOGGER.log(level, event, exc_info=failed, extra={"fields": fields})
-
-
-def fingerprint(text: str) -> str:
-    """A short hash, to recognise a name in logs without reading it."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

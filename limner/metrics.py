@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from limner.contracts import metrics as names
+from limner.contracts.metrics import fingerprint
 
 _FIGURES: Final = (
     names.LOAD_MS,
@@ -134,11 +134,6 @@ def percentile(values: Collection[float], percent: int) -> float | None:
         return None
     rank = -(-len(values) * percent // 100)
     return sorted(values)[max(rank, 1) - 1]
-
-
-def fingerprint(text: str) -> str:
-    """A name as the container's log has it (``inference.logs.fingerprint``)."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _parsed(line: str) -> dict[str, Any]:

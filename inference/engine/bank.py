@@ -28,10 +28,9 @@ import torch
 from torch import Tensor
 
 from inference.engine.lora import Share, unpack
-from inference.engine.memory import is_out_of_memory
+from inference.engine.memory import memory_errors
 from inference.engine.reader import Adapter
 from limner.contracts.artifact import PackedLayout
-from limner.contracts.errors import LimnerError
 
 # Of the free device memory a new bank takes one half: nearly all users of an endpoint have one
 # layout, and whoever has another still finds room.
@@ -219,12 +218,8 @@ class Residency:
                 return None, dropped
             dropped += len(self._banks.pop(idle).used)
         slots = min(self._max_slots, max(1, free // _SHARE // row_bytes))
-        try:
+        with memory_errors():
             bank = Bank(adapter.layout, slots, self._device, self._dtype)
-        except (MemoryError, RuntimeError) as error:
-            if is_out_of_memory(error):
-                raise LimnerError("OUT_OF_MEMORY") from error
-            raise
         self._banks[adapter.layout_sha256] = bank
         return bank, dropped
 

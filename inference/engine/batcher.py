@@ -341,9 +341,7 @@ class Batcher:
         left = sum(member.order.rows for member in members) - last.order.rows
         self._max_rows = min(self._max_rows, max(1, left))
         log("memory is short", {"rows": self._max_rows})
-        self._members.remove(last)
-        self._batches = None
-        self._residency.unpin(last.seat)
+        self._vacate(last)
         with self._changed:
             self._waiting.appendleft(last.order)
 
@@ -352,10 +350,13 @@ class Batcher:
             self._leave(member, error)
 
     def _leave(self, member: _Member, outcome: Drawn | Exception) -> None:
+        self._vacate(member)
+        member.order.done(outcome)
+
+    def _vacate(self, member: _Member) -> None:
         self._members.remove(member)
         self._batches = None
         self._residency.unpin(member.seat)
-        member.order.done(outcome)
 
     def _confined(
         self, work: Callable[[], Result], fail: Callable[[Exception], None]

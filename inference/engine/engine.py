@@ -27,7 +27,7 @@ from inference.engine.bank import Residency
 from inference.engine.base import ResidentBase
 from inference.engine.batcher import STOPPED, Batcher, Drawn, Order
 from inference.engine.denoise import Artist, Pixels, is_guided, latent_size
-from inference.engine.memory import is_out_of_memory
+from inference.engine.memory import memory_errors
 from inference.engine.reader import Adapter, check_artifact, read_adapter
 from inference.engine.safety import Guard, SafetyCheck
 from inference.engine.table import Table
@@ -167,20 +167,18 @@ class Engine:
         started = time.perf_counter()
         filled = False
         try:
-            checked = check_artifact(folder, self._base, self._max_rank)
-            if checked.size_bytes > self._residency.budget_bytes:
-                raise LimnerError(
-                    "OUT_OF_MEMORY", f"One adapter of {checked.size_bytes} bytes fills all slots."
-                )
-            self._models.charge(name, checked.size_bytes)
-            adapter = read_adapter(checked, self._base)
+            with memory_errors():
+                checked = check_artifact(folder, self._base, self._max_rank)
+                if checked.size_bytes > self._residency.budget_bytes:
+                    raise LimnerError(
+                        "OUT_OF_MEMORY",
+                        f"One adapter of {checked.size_bytes} bytes fills all slots.",
+                    )
+                self._models.charge(name, checked.size_bytes)
+                adapter = read_adapter(checked, self._base)
             model = LoadedModel(name, folder, adapter, _ms_since(started))
             self._models.fill(name, model)
             filled = True
-        except (MemoryError, RuntimeError) as error:
-            if is_out_of_memory(error):
-                raise LimnerError("OUT_OF_MEMORY") from error
-            raise
         finally:
             if not filled:
                 self._models.cancel(name)

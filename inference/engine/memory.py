@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import torch
+
+from limner.contracts.errors import LimnerError
 
 # The allocators of the CPU and of pinned memory, and CUDA's libraries, raise a bare RuntimeError
 # (torch 2.13: c10/core/impl/alloc_cpu.cpp, "DefaultCPUAllocator: can't allocate memory"; CUDA's
@@ -22,3 +26,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turns a lack of memory in its block into ``OUT_OF_MEMORY``."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise LimnerError("OUT_OF_MEMORY") from error

@@ -27,7 +27,8 @@ from inference.answers import Form, encode_answer
 from inference.bodies import model_folder
 from inference.capture import Capture
 from inference.engine.engine import Engine, Generation, LoadedModel
-from inference.logs import fingerprint, log
+from inference.logs import fingerprint
+from inference.reports import Facts, named, report
 from inference.server.progress import EVENTS_TYPE, Progress
 from inference.server.requests import LoadRequest, check_name, read_body, read_page
 from limner.contracts.errors import LimnerError
@@ -35,8 +36,6 @@ from limner.contracts.generation import GenerateRequest
 
 TARGET_HEADER: Final = "X-Amzn-SageMaker-Target-Model"
 
-Facts = dict[str, object]
-"""What a handler adds to its line in the log."""
 Handler = Callable[[Request, Facts], Awaitable[Response]]
 
 
@@ -94,13 +93,12 @@ class Api:
 
     async def invoke(self, request: Request, facts: Facts) -> Response:
         """``POST /models/{model}/invoke``."""
-        started = time.perf_counter()
         name = _named(request, facts)
         body = await read_body(request, GenerateRequest)
         form = Form.of(request.headers.get("accept", ""), body)
         facts.update(images=body.images, steps=body.steps)
         streams = request.headers.get("accept", "").startswith(EVENTS_TYPE)
-        progress = Progress(body.steps) if streams else None
+        progress = Progress(body.steps, facts) if streams else None
         # In a thread: the app's check of the prompt may take its time.
         future = await run_in_threadpool(
             self._engine.submit, name, body, progress.on_step if progress else None
@@ -117,14 +115,8 @@ class Api:
                 facts["capture"] = self._capture.offer(target, body, generation, encoded)
             return encoded.content
 
-        def ended(error: LimnerError | None) -> None:
-            if error:
-                facts["code"] = error.code
-            _report("invoke", facts, error.spec.http_status if error else 200, started)
-
         if progress:
-            events = progress.events(future, answer, ended)
-            return StreamingResponse(events, media_type=EVENTS_TYPE)
+            return StreamingResponse(progress.events(future, answer), media_type=EVENTS_TYPE)
         content = await answer(await _unless_gone(request, future))
         return Response(content, media_type=form.media_type)
 
@@ -189,27 +181,17 @@ def _guarded(event: str, handler: Handler) -> Callable[[Request], Awaitable[Resp
         # The platform sends the original TargetModel; it holds the user's id.
         if target := request.headers.get(TARGET_HEADER):
             facts["target"] = fingerprint(target)
+        error: LimnerError | None = None
         try:
             response = await handler(request, facts)
-        except LimnerError as error:
-            facts["code"] = error.code
+        except Exception as raised:  # noqa: BLE001 (the process boundary: an answer, and a line)
+            error = named(event, facts, raised)
             response = _error(error)
-        except Exception:  # noqa: BLE001 (the process boundary: an answer, and a line in the log)
-            facts["code"] = "INTERNAL"
-            log(f"{event} failed", facts, failed=True)
-            response = _error(LimnerError("INTERNAL"))
         if not isinstance(response, StreamingResponse):  # that one has not begun yet
-            _report(event, facts, response.status_code, started)
+            report(event, facts, error, started)
         return response
 
     return endpoint
-
-
-def _report(event: str, facts: Facts, status: int, started: float) -> None:
-    """Writes the one line of a request."""
-    facts["status"] = status
-    facts["total_ms"] = round((time.perf_counter() - started) * 1000, 2)
-    log(event, facts)
 
 
 async def _no_route(_: Request, raised: Exception) -> Response:

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from typing import Final
 
 from inference.engine.engine import Generation
-from inference.logs import log
+from inference.reports import Facts, named, report
 from limner.contracts.errors import LimnerError
 
 EVENTS_TYPE: Final = "text/event-stream"
@@ -29,14 +30,17 @@ EVENTS_TYPE: Final = "text/event-stream"
 class Progress:
     """The steps of one generation, from the drawing thread to the event loop.
 
-    To be made on the event loop.
+    To be made on the event loop, when the request has come.
 
     Args:
         steps: How many there will be.
+        facts: For its line in the log, which is written when the last event has been read.
     """
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, facts: Facts) -> None:
         self._steps = steps
+        self._facts = facts
+        self._started = time.perf_counter()
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Queue[int | None] = asyncio.Queue()
 
@@ -45,41 +49,29 @@ class Progress:
         self._loop.call_soon_threadsafe(self._done.put_nowait, done)
 
     async def events(
-        self,
-        future: Future[Generation],
-        answer: Callable[[Generation], Awaitable[bytes]],
-        ended: Callable[[LimnerError | None], None],
+        self, future: Future[Generation], answer: Callable[[Generation], Awaitable[bytes]]
     ) -> AsyncIterator[bytes]:
         """The events; whoever stops reading them cancels the generation.
 
         Args:
             future: Of the generation that ``on_step`` hears of.
             answer: Makes the answer's JSON of it.
-            ended: Called once, at the end, with what went wrong; ``GENERATION_CANCELLED`` where the
-                reader has gone.
         """
         drawing = asyncio.wrap_future(future)
         drawing.add_done_callback(lambda _: self._done.put_nowait(None))
-        wrong: LimnerError | None = LimnerError("GENERATION_CANCELLED")
+        wrong: LimnerError | None = LimnerError("GENERATION_CANCELLED")  # the reader has gone
         try:
             while (done := await self._done.get()) is not None:
                 yield _event("step", json.dumps({"step": done, "steps": self._steps}).encode())
             try:
                 last, wrong = _event("answer", await answer(drawing.result())), None
             except Exception as error:  # noqa: BLE001 (the process boundary, as in the app)
-                wrong = _told(error)
+                wrong = named("invoke", self._facts, error)
                 last = _event("error", json.dumps(wrong.to_dict()).encode())
             yield last
         finally:
             drawing.cancel()
-            ended(wrong)
-
-
-def _told(error: Exception) -> LimnerError:
-    if isinstance(error, LimnerError):
-        return error
-    log("invoke failed", {}, failed=True)
-    return LimnerError("INTERNAL")
+            report("invoke", self._facts, wrong, self._started)
 
 
 def _event(name: str, data: bytes) -> bytes:

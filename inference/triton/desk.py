@@ -21,6 +21,7 @@ from inference.bodies import model_folder, parse_body
 from inference.capture import Capture
 from inference.engine.engine import Engine, Generation
 from inference.logs import fingerprint, log
+from inference.reports import Facts, named, report
 from inference.triton.shells import check_shell, remove_bytecode
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
@@ -29,8 +30,6 @@ from limner.contracts.generation import GenerateRequest
 _ENCODERS: Final = 2
 
 T = TypeVar("T")
-Facts = dict[str, object]
-"""What is added to a question's line in the log."""
 Pending = Future[Generation]
 Reply = Callable[[bytes | LimnerError], None]
 
@@ -104,7 +103,7 @@ class Desk:
         started = time.perf_counter()
         facts: Facts = {"target": fingerprint(order.target)}
         outcome = _outcome(order.operation, facts, lambda: self._carry_out(order, facts))
-        _report(order.operation, facts, outcome, started)
+        report(order.operation, facts, outcome, started)
         return outcome
 
     def invoke(self, call: Call, reply: Reply) -> None:
@@ -119,7 +118,8 @@ class Desk:
         facts: Facts = {"target": fingerprint(call.target)}
 
         def finish(answer: bytes | LimnerError) -> None:
-            _report("invoke", facts, _sent(reply, answer, facts), started)
+            sent = _sent(reply, answer, facts)
+            report("invoke", facts, sent if isinstance(sent, LimnerError) else None, started)
 
         def encode(begun: _Begun) -> None:
             finish(_outcome("invoke", facts, lambda: self._encoded(begun, facts)))
@@ -206,20 +206,7 @@ def _outcome(event: str, facts: Facts, work: Callable[[], T]) -> T | LimnerError
     """What the work returns, or the error that it ends with."""
     try:
         return work()
-    except LimnerError as error:
-        return error
     except CancelledError:
         return LimnerError("GENERATION_FAILED", "The server is shutting down.")
-    except Exception:  # noqa: BLE001 (the process boundary: an answer, and a line in the log)
-        log(f"{event} failed", facts, failed=True)
-        return LimnerError("INTERNAL")
-
-
-def _report(event: str, facts: Facts, outcome: object, started: float) -> None:
-    """Writes the one line of a question."""
-    error = outcome if isinstance(outcome, LimnerError) else None
-    if error:
-        facts["code"] = error.code
-    facts["status"] = error.spec.http_status if error else 200
-    facts["total_ms"] = round((time.perf_counter() - started) * 1000, 2)
-    log(event, facts)
+    except Exception as raised:  # noqa: BLE001 (the process boundary: an answer, and a line)
+        return named(event, facts, raised)

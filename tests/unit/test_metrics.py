@@ -14,7 +14,8 @@ from botocore.stub import Stubber
 from inference import logs as container_logs
 from limner.client import metrics as cloudwatch
 from limner.contracts.errors import LimnerError
-from limner.metrics import fingerprint, percentile, summarize
+from limner.contracts.metrics import fingerprint
+from limner.metrics import percentile, summarize
 
 TARGET = "alice/default/v1.tar.gz"
 
