@@ -44,5 +44,5 @@ def test_registered_photos_become_a_model_by_way_of_the_queue(limner: Limner) ->
     request = limner.submit(registration.request_id)
     assert (request.status, request.queue) == (RequestStatus.QUEUED, request.shard)
     ready = limner.wait(request.request_id, timeout_s=DEADLINE_S, poll_s=0.5)
-    assert (ready.status, ready.version, ready.open, ready.queue) == ("READY", 1, None, None)
+    assert (ready.status, ready.version, ready.queue) == ("READY", 1, None)
     assert limner.generate("alice", "a photo of {token}", steps=2).images
