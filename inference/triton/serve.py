@@ -113,8 +113,11 @@ def command(settings: TritonSettings) -> list[str]:
         "model-repository": settings.repository,
         "load-model": BASE,
         "backend-directory": settings.backends,
-        # Two repositories may have a model of the same name.
-        "model-namespacing": True,
+        # With namespaces Triton looks each name up in a map that loads and unloads replace at the
+        # same time, without their lock (core, ModelRepositoryManager::FindModelIdentifier): some
+        # requests are refused for models that are there. Nobody needs namespaces here, since the
+        # SageMaker routes give each model the name of its TargetModel.
+        "model-namespacing": False,
         "exit-timeout-secs": EXIT_S,
         "log-verbose": settings.log_verbose,
         "log-info": settings.log_info,

@@ -323,6 +323,7 @@ def test_the_command_line_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         "--sagemaker-port=9001",
         "--sagemaker-safe-port-range=9000-9999",
         "--load-model=base",
+        "--model-namespacing=false",
         "--log-info=false",
         "--backend-config=python,shm-default-byte-size=2097152",
     } <= set(command)
