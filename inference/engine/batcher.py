@@ -38,6 +38,9 @@ Result = TypeVar("Result")
 STOPPED: Final = "The server is shutting down."
 # Of the queue, for one model: nobody's crowd keeps all others out.
 _SHARE: Final = 4
+# After so many steps without a lack of memory one row more is tried. Where it is one too many, one
+# request begins anew, which at 25 steps is some percent of what was drawn meanwhile.
+_CALM_STEPS: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,31 @@ class _Batch:
     work: Pass
 
 
+class _Room:
+    """How many rows are drawn together: fewer after a lack of memory, then one more at a time.
+
+    Args:
+        most: Rows at most.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.rows = most
+        self._most = most
+        self._calm = 0
+
+    def shrink(self, rows: int) -> None:
+        """Memory was short for more rows than these."""
+        self.rows = min(self.rows, max(1, rows))
+        self._calm = 0
+
+    def step(self) -> None:
+        """Memory has sufficed for a step."""
+        self._calm += 1
+        if self._calm >= _CALM_STEPS:
+            self.rows = min(self.rows + 1, self._most)
+            self._calm = 0
+
+
 class Batcher:
     """The queue and the drawing thread; safe to use from any thread.
 
@@ -136,7 +164,6 @@ class Batcher:
     ) -> None:
         self._artist = artist
         self._residency = residency
-        self._max_rows = max_rows
         self._max_queue = max_queue
         self._max_of_one = ceil(max_queue / _SHARE)
         self._changed = threading.Condition()
@@ -144,6 +171,7 @@ class Batcher:
         self._stopping = False
         self._failed = False
         # The drawing thread's own.
+        self._room = _Room(max_rows)
         self._members: list[_Member] = []
         self._is_lost = False
         self._batches: list[_Batch] | None = []
@@ -229,7 +257,7 @@ class Batcher:
         rows = sum(member.order.rows for member in self._members)
         joining: list[tuple[Order, Seat]] = []
         # Only this thread takes from the queue, so its head stays while the lock is free.
-        while self._waiting and (not rows or rows + self._waiting[0].rows <= self._max_rows):
+        while self._waiting and (not rows or rows + self._waiting[0].rows <= self._room.rows):
             order = self._waiting[0]
             refused: list[Exception] = []
             seat = self._confined(partial(self._residency.pin, order.adapter), refused.append)
@@ -302,6 +330,7 @@ class Batcher:
         done = self._confined(step, lambda error: self._shrink(batch.members, error))
         if done is None:
             return
+        self._room.step()
         for member in batch.members:
             if member.order.on_step:
                 member.order.on_step(member.drawing.step)
@@ -329,7 +358,7 @@ class Batcher:
     def _shrink(self, members: Sequence[_Member], error: Exception) -> None:
         """Ends members whose pass failed, or, if memory was short, makes the pass smaller.
 
-        Who joined last goes back to the head of the queue, and from now on no more rows are drawn
+        Who joined last goes back to the head of the queue, and for a while no more rows are drawn
         together than are left. Each drawing knows how many steps it has done, so the others go on
         where they are.
         """
@@ -339,8 +368,8 @@ class Batcher:
             return
         last = max(members, key=self._members.index)
         left = sum(member.order.rows for member in members) - last.order.rows
-        self._max_rows = min(self._max_rows, max(1, left))
-        log("memory is short", {"rows": self._max_rows})
+        self._room.shrink(left)
+        log("memory is short", {"rows": self._room.rows})
         self._vacate(last)
         with self._changed:
             self._waiting.appendleft(last.order)

@@ -72,6 +72,25 @@ class LoadedModel:
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """A request that is on its way.
+
+    Attributes:
+        model: Held until it is drawn.
+        request: What was asked for.
+        prompt: With the token filled in.
+        future: Of its answer.
+        deadline: ``perf_counter`` after which nobody waits for it.
+    """
+
+    model: LoadedModel
+    request: GenerateRequest
+    prompt: str
+    future: Future[Generation]
+    deadline: float
+
+
+@dataclass(frozen=True)
 class Generation:
     """What was drawn.
 
@@ -148,8 +167,12 @@ class Engine:
 
     @property
     def is_sound(self) -> bool:
-        """Whether it can draw; False for good when its thread has ended."""
-        return not self._batcher.has_failed
+        """Whether it can draw and answer.
+
+        It cannot any more when its thread has ended, or while a call of the app's check has not
+        returned for longer than anybody waits for an answer.
+        """
+        return not (self._batcher.has_failed or self._is_stuck)
 
     @property
     def resident_bytes(self) -> int:
@@ -243,6 +266,8 @@ class Engine:
             if self._guard:
                 self._guard.see_prompt(name, prompt, request.negative_prompt)
             future: Future[Generation] = Future()
+            deadline = submitted + self._answer_s
+            asked = _Asked(model, request, prompt, future, deadline)
             self._batcher.submit(
                 Order(
                     adapter=model.adapter,
@@ -251,10 +276,10 @@ class Engine:
                     size=size,
                     rows=rows,
                     submitted=submitted,
-                    deadline=submitted + self._answer_s,
+                    deadline=deadline,
                     is_wanted=lambda: not future.cancelled(),
                     on_step=on_step,
-                    done=partial(self._done, model, request, prompt, future),
+                    done=partial(self._done, asked),
                 )
             )
             queued = True
@@ -266,7 +291,11 @@ class Engine:
     def close(self) -> None:
         """Ends all generations at their next step, and takes no more."""
         self._batcher.close()
-        self._looking.shutdown(wait=True, cancel_futures=True)
+        self._looking.shutdown(wait=not self._is_stuck, cancel_futures=True)
+
+    @property
+    def _is_stuck(self) -> bool:
+        return self._guard is not None and self._guard.longest_s > self._answer_s
 
     def _rows(self, request: GenerateRequest, size: tuple[int, int]) -> int:
         """Rows that a request takes; larger images than the base's own count as several.
@@ -285,37 +314,24 @@ class Engine:
             )
         return rows
 
-    def _done(
-        self,
-        model: LoadedModel,
-        request: GenerateRequest,
-        prompt: str,
-        future: Future[Generation],
-        outcome: Drawn | Exception,
-    ) -> None:
+    def _done(self, asked: _Asked, outcome: Drawn | Exception) -> None:
         """On the drawing thread: hands on what it made of an order."""
         # Before the answer, so that who has it finds the model free.
-        self._models.release(model.name)
-        if not future.set_running_or_notify_cancel():
+        self._models.release(asked.model.name)
+        if not asked.future.set_running_or_notify_cancel():
             return
         if isinstance(outcome, Exception):
-            future.set_exception(outcome)
+            asked.future.set_exception(outcome)
             return
         try:
-            self._answer(model, request, prompt, future, outcome)
+            self._answer(asked, outcome)
         except Exception as error:  # noqa: BLE001 (the thread's boundary: somebody waits for it)
-            future.set_exception(error)
+            asked.future.set_exception(error)
 
-    def _answer(
-        self,
-        model: LoadedModel,
-        request: GenerateRequest,
-        prompt: str,
-        future: Future[Generation],
-        outcome: Drawn,
-    ) -> None:
+    def _answer(self, asked: _Asked, outcome: Drawn) -> None:
+        request = asked.request
         self._record(
-            model.name,
+            asked.model.name,
             {
                 metrics.QUEUE_MS: outcome.queue_ms,
                 metrics.DENOISE_MS: outcome.denoise_ms,
@@ -328,17 +344,26 @@ class Engine:
         generation = Generation(
             pixels=outcome.pixels,
             seeds=tuple(range(request.seed, request.seed + request.images)),
-            prompt=prompt,
+            prompt=asked.prompt,
             base_id=self._base.base_id,
-            adapter_sha256=model.manifest.adapter_sha256,
+            adapter_sha256=asked.model.manifest.adapter_sha256,
             queue_ms=outcome.queue_ms,
             denoise_ms=outcome.denoise_ms,
         )
         if self._guard is None:
-            future.set_result(generation)
+            asked.future.set_result(generation)
             return
-        look = self._looking.submit(self._guard.see_images, model.name, prompt, outcome.pixels)
-        look.add_done_callback(partial(_looked, future, generation))
+        look = self._looking.submit(self._look, self._guard, asked, outcome.pixels)
+        look.add_done_callback(partial(_looked, asked.future, generation))
+
+    def _look(self, guard: Guard, asked: _Asked, pixels: Pixels) -> None:
+        if time.perf_counter() > asked.deadline:
+            raise LimnerError(
+                "DEADLINE_EXCEEDED",
+                f"The images were not looked at within {self._answer_s:g} s: the endpoint's check"
+                " is slower than its drawing.",
+            )
+        guard.see_images(asked.model.name, asked.prompt, pixels)
 
     def _record(self, name: str, values: dict[str, float]) -> None:
         metrics.record(self._base.base_id, name, values)

@@ -6,6 +6,10 @@ The setting ``LIMNER_SAFETY`` names an object with the two methods of ``SafetyCh
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol, runtime_checkable
@@ -33,7 +37,8 @@ class Verdict:
 class SafetyCheck(Protocol):
     """What an app provides; called from several threads at once.
 
-    An exception refuses, too: the answer is then ``INTERNAL``.
+    An exception refuses, too: the answer is then ``INTERNAL``. One call that takes longer than
+    anybody waits for an answer ends the container, since nobody can end the call.
     """
 
     def check_prompt(self, prompt: str, negative_prompt: str) -> Verdict:
@@ -63,6 +68,15 @@ class Guard:
 
     def __init__(self, check: SafetyCheck) -> None:
         self._check = check
+        self._lock = threading.Lock()
+        # When each call began that is running, by its thread.
+        self._begun: dict[int, float] = {}
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds that the longest of the calls has run which are running now; 0 without any."""
+        with self._lock:
+            return time.perf_counter() - min(self._begun.values()) if self._begun else 0.0
 
     def see_prompt(self, model: str, prompt: str, negative_prompt: str) -> None:
         """Refuses a prompt that the check refuses.
@@ -70,7 +84,9 @@ class Guard:
         Raises:
             LimnerError: ``CONTENT_REFUSED``.
         """
-        self._decide("prompt", model, prompt, [self._check.check_prompt(prompt, negative_prompt)])
+        with self._timed():
+            verdict = self._check.check_prompt(prompt, negative_prompt)
+        self._decide("prompt", model, prompt, [verdict])
 
     def see_images(self, model: str, prompt: str, pixels: Pixels) -> None:
         """Refuses images ``[images, height, width, 3]``, if the check refuses one of them.
@@ -78,7 +94,22 @@ class Guard:
         Raises:
             LimnerError: ``CONTENT_REFUSED``.
         """
-        self._decide("images", model, prompt, [self._check.check_image(one) for one in pixels])
+        verdicts = []
+        for one in pixels:
+            with self._timed():
+                verdicts.append(self._check.check_image(one))
+        self._decide("images", model, prompt, verdicts)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        me = threading.get_ident()
+        with self._lock:
+            self._begun[me] = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._begun[me]
 
     def _decide(self, what: str, model: str, prompt: str, verdicts: list[Verdict]) -> None:
         refused = [verdict for verdict in verdicts if not verdict.allowed]

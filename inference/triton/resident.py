@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import Any
+from typing import Any, Final
 
 import torch
 import triton_python_backend_utils as pb_utils
@@ -29,6 +29,8 @@ from limner.contracts.training import explain
 Message = Any
 """A request or a response; Triton has no types."""
 
+_LOOK_EVERY_S: Final = 1.0
+
 
 class TritonPythonModel:
     """The engine as a Triton model; decoupled, so that it never holds Triton up."""
@@ -40,7 +42,7 @@ class TritonPythonModel:
             TritonModelException: If the base or the settings are unsound; Triton then ends.
         """
         set_up()
-        self._ending = False
+        self._ended = threading.Event()
         try:
             settings = Settings()
             opened = open_engine(settings)
@@ -58,6 +60,7 @@ class TritonPythonModel:
             raise _not_started(error.code, error.message) from error
         except OSError as error:
             raise _not_started("INVALID_INPUT", f"socket: {error.strerror}") from error
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
         # Torch was imported with this module, before anything could be measured.
         log("ready", {name: fact for name, fact in opened.facts.items() if name != "import_s"})
 
@@ -65,18 +68,23 @@ class TritonPythonModel:
         """Begins each drawing; its answer is sent when it is there."""
         for request in requests:
             self._desk.invoke(_call(request), _Sender(request))
-        # Triton's /ping knows nothing of it: the container has to end, to be started again.
-        if not self._desk.is_sound and not self._ending:
-            self._ending = True
-            threading.Thread(target=self._give_up, name="give up").start()
 
-    def _give_up(self) -> None:
-        """Answers whom it can, writes what is captured, and has ``serve`` end the container."""
-        self._desk.close()
-        self._lifeline.cut()
+    def _watch(self) -> None:
+        """When nothing can be drawn or answered any more, has ``serve`` end the container.
+
+        Triton's /ping would not tell, so nobody would start it again. Whoever can be answered is,
+        and what is captured is written, before.
+        """
+        while not self._ended.wait(_LOOK_EVERY_S):
+            if not self._desk.is_sound:
+                log("nothing can be drawn any more", {})
+                self._desk.close()
+                self._lifeline.cut()
+                return
 
     def finalize(self) -> None:
         """Ends what is running, answers it, writes what is captured, and closes the door."""
+        self._ended.set()
         self._desk.close()
         self._door.close()
         self._lifeline.say_goodbye()

@@ -32,6 +32,7 @@ from tests.support.containers import (
     TritonContainer,
     triton_environment,
 )
+from tests.support.laptop import until
 from tests.support.pipelines import save_random_pipeline
 
 # SageMaker gives /ping 2 s (developer guide, how your container should respond to health checks).
@@ -253,7 +254,7 @@ def test_an_adapter_of_another_base_is_refused(container: Container, tmp_path: P
 def test_ping_answers_while_an_image_is_drawn(container: Container) -> None:
     container.load("alpha")
     with ThreadPoolExecutor(1) as pool:
-        drawing = pool.submit(container.invoke, "alpha", steps=100, images=4)
+        drawing = pool.submit(container.invoke, "alpha", steps=100, images=8)
         container.wait_until_drawing()
         slowest_s, pings = 0.0, 0
         while not drawing.done():
@@ -261,7 +262,7 @@ def test_ping_answers_while_an_image_is_drawn(container: Container) -> None:
             assert container.get("/ping").status == 200
             slowest_s = max(slowest_s, time.monotonic() - started)
             pings += 1
-        assert len(images(drawing.result())) == 4
+        assert len(images(drawing.result())) == 8
     assert pings > 3, "the drawing was too short to test anything"
     assert slowest_s < PING_LIMIT_S, f"{pings} pings, the slowest took {slowest_s:.2f} s"
 
@@ -295,16 +296,36 @@ def test_both_shells_draw_the_same_image(
 
 
 @pytest.mark.parametrize("shell", SHELLS)
+def test_a_container_that_can_draw_no_more_answers_and_says_so(
+    shell: str, base: Path, tmp_path: Path
+) -> None:
+    """So that the platform starts it anew: by /ping, or by its end where Triton answers /ping."""
+    container = SHELLS[shell].start(base, tmp_path, scarce=True)
+    write_artifact(container.models / "alpha" / "model", base)
+    assert container.load("alpha").status == 200
+    assert container.get("/ping").status == 200
+    answer = container.invoke("alpha", prompt=scarce.FATAL)
+    assert answer.refusal[1] == "INTERNAL", answer.text
+    if shell == "triton":
+        assert container.process.wait(timeout=90) == 1
+        container.http.close()
+    else:
+        until(lambda: container.get("/ping").status, lambda status: status == 500)
+        assert container.invoke("alpha").refusal == (502, "GENERATION_FAILED")
+        assert container.stop() == 0
+
+
+@pytest.mark.parametrize("shell", SHELLS)
 def test_sigterm_lets_a_running_request_end(shell: str, base: Path, tmp_path: Path) -> None:
     container = SHELLS[shell].start(base, tmp_path)
     write_artifact(container.models / "alpha" / "model", base)
     assert container.load("alpha").status == 200
     with ThreadPoolExecutor(1) as pool:
-        drawing = pool.submit(container.invoke, "alpha", steps=80, images=2)
+        drawing = pool.submit(container.invoke, "alpha", steps=100, images=8)
         container.wait_until_drawing()
         assert not drawing.done()
         container.process.terminate()
-        assert len(images(drawing.result())) == 2
+        assert len(images(drawing.result())) == 8
     assert container.stop() == 0
     assert "stopped" in [line["event"] for line in container.lines()]
 

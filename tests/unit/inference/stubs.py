@@ -120,6 +120,12 @@ class Gate:
         """Lets one step happen."""
         self._steps.release()
 
+    def shut(self) -> None:
+        """Holds it again; nothing may be drawn meanwhile."""
+        self._steps = threading.Semaphore(0)
+        self._reached = threading.Semaphore(0)
+        self._open.clear()
+
     def open(self) -> None:
         """Lets all go on."""
         self._open.set()

@@ -216,6 +216,30 @@ def test_where_memory_is_short_who_joined_last_waits_and_fewer_are_drawn_from_th
     assert studio.artist.passes[-2:] == [[2], [3]]
 
 
+@pytest.mark.parametrize("limits", [{"max_rows": 4}])
+def test_after_calm_steps_more_are_drawn_together_again_but_no_more_than_ever(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher_module, "_CALM_STEPS", 3)
+
+    def three_at_once() -> list[int]:
+        studio.gate.shut()
+        first = studio.ask("a", 1, steps=1)
+        studio.gate.reached()
+        studio.artist.passes.clear()
+        others = [studio.ask(name, seed, steps=1) for seed, name in enumerate("bcd", start=2)]
+        studio.gate.open()
+        for future in (first, *others):
+            future.result(timeout=30)
+        return [len(seeds) for seeds in studio.artist.passes]
+
+    studio.artist.fits = 1
+    assert three_at_once() == [1, 2, 1, 1, 1]  # one step is lost, then each is drawn alone
+    studio.artist.fits = None
+    studio.ask("a", 9, steps=20).result(timeout=30)
+    assert three_at_once() == [1, 2, 1]
+
+
 def test_who_runs_out_of_memory_alone_is_507_and_the_next_one_is_drawn(studio: Studio) -> None:
     studio.gate.open()
     studio.artist.fits = 0

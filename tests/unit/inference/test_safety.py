@@ -3,13 +3,18 @@
 import io
 import json
 import logging
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from inference import logs
+from inference.engine import engine as engine_module
+from inference.engine import safety as safety_module
 from inference.engine.base import ResidentBase
 from inference.engine.engine import Engine
 from inference.engine.safety import Verdict, load_check
@@ -34,6 +39,7 @@ class Prudish:
 
 
 PRUDISH = Prudish()
+ANSWER_S = 30.0
 NO_CHECK = object()
 
 
@@ -112,6 +118,62 @@ def test_a_check_that_breaks_refuses(engine: Engine, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(PRUDISH, "check_image", broken)
     future = engine.submit("a", GenerateRequest(prompt="x", steps=1))
     assert isinstance(future.exception(timeout=60), RuntimeError)
+
+
+def test_a_check_that_never_returns_makes_the_engine_unsound_and_late_looks_are_refused(
+    base: ResidentBase, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def hang(_: object) -> Verdict:
+        began.set()
+        assert go_on.wait(60)
+        return Verdict(True)
+
+    engine = Engine(base, max_models=1, max_rank=8, answer_s=ANSWER_S, safety=PRUDISH)
+    write_artifact(tmp_path / "a", base_folder)
+    engine.load("a", tmp_path / "a")
+    monkeypatch.setattr(PRUDISH, "check_image", hang)
+    wish = GenerateRequest(prompt="x", steps=1)
+    first = engine.submit("a", wish)
+    assert began.wait(60)
+    behind = engine.submit("a", wish)
+    assert engine.is_sound
+    later = time.perf_counter() + ANSWER_S
+    clock = SimpleNamespace(perf_counter=lambda: later)
+    monkeypatch.setattr(safety_module, "time", clock)
+    assert not engine.is_sound
+    engine.unload("a")  # both are drawn
+    monkeypatch.setattr(engine_module, "time", clock)
+    go_on.set()
+    assert first.result(timeout=60).seeds == (0,)
+    error = behind.exception(timeout=60)
+    assert isinstance(error, LimnerError)
+    assert error.code == "DEADLINE_EXCEEDED"
+    assert engine.is_sound
+    engine.close()
+
+
+def test_an_engine_with_a_check_that_never_returns_can_be_closed(
+    base: ResidentBase, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def hang(_: object) -> Verdict:
+        began.set()
+        assert go_on.wait(60)
+        return Verdict(True)
+
+    engine = Engine(base, max_models=1, max_rank=8, answer_s=ANSWER_S, safety=PRUDISH)
+    write_artifact(tmp_path / "a", base_folder)
+    engine.load("a", tmp_path / "a")
+    monkeypatch.setattr(PRUDISH, "check_image", hang)
+    engine.submit("a", GenerateRequest(prompt="x", steps=1))
+    assert began.wait(60)
+    later = time.perf_counter() + ANSWER_S
+    monkeypatch.setattr(safety_module, "time", SimpleNamespace(perf_counter=lambda: later))
+    engine.close()
+    go_on.set()
 
 
 def test_a_check_is_named_by_its_path() -> None:
