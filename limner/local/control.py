@@ -16,7 +16,7 @@ from limner.contracts.errors import LimnerError
 from limner.local.trouble import CREATE_TRAINING_JOB, Fault, Plan
 
 FOREVER: Final = "forever"
-_TIMEOUT_S = 10
+_TIMEOUT_S = 30
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,7 @@ def test_unload_waits_while_an_image_is_drawn(container: Container) -> None:
     # thread that both have (docs/serving-triton.md).
     container.load("alpha")
     with ThreadPoolExecutor(2) as pool:
-        drawing = pool.submit(container.invoke, "alpha", steps=100, images=4)
+        drawing = pool.submit(container.invoke, "alpha", steps=100, images=8)
         container.wait_until_drawing()
         unloading_since = time.monotonic()
         unloading = pool.submit(container.unload, "alpha")

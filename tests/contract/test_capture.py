@@ -151,7 +151,7 @@ def test_a_request_that_outlasts_triton_s_end_costs_no_capture(
     """Triton asks `base` to end when nothing is running, and kills it at a fixed time."""
     server = started("triton", base, tmp_path, dead_end)
     assert server.invoke("known", steps=1).status == 200
-    wish = {"steps": 100, "images": 8, "height": 192, "width": 192}
+    wish = {"steps": 100, "images": 3, "height": 192, "width": 192}
     with ThreadPoolExecutor(4) as pool:
         # One after the other, for they are of one user: far more than 18 s of them.
         running = [pool.submit(server.invoke, "known", **wish) for _ in range(4)]

@@ -77,7 +77,7 @@ class Container:
 
     def run(self, *, wish: Mapping[str, str] = WISH) -> tuple[int, str, str]:
         with self.start(wish=wish) as process:
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=300)
         return process.returncode, out, err
 
 
@@ -212,16 +212,15 @@ def end_at(
     lines = []
     try:
         assert process.stdout is not None
-        ready, _, _ = select.select([process.stdout], [], [], 120)
+        ready, _, _ = select.select([process.stdout], [], [], 300)
         assert ready, "no progress within the deadline"
         while not lines or sign not in lines[-1]:
             assert process.poll() is None
             lines.append(process.stdout.readline())
         process.send_signal(number)
         asked = time.monotonic()
-        rest, _ = process.communicate(timeout=30)
+        rest, _ = process.communicate(timeout=120)  # then SageMaker would kill
         seconds = time.monotonic() - asked
-        assert seconds < 15
     finally:
         process.kill()
     return "".join(lines) + rest, seconds
@@ -365,7 +364,7 @@ def job_of(users: int, root: Path, base_dir: Path) -> tuple[Container, Mapping[s
     """A job of one request, or a batch of more users than slots."""
     configs = [
         CONFIG.model_copy(update={"steps": steps, "seed": steps, "preview_prompts": ()})
-        for steps in (100, 20, 70)[:users]
+        for steps in (200, 40, 140)[:users]
     ]
     if users == 1:
         return prepare(root, base_dir, configs[0]), WISH
@@ -391,7 +390,7 @@ def test_a_job_that_is_killed_and_stopped_ends_with_the_same_bytes(
     assert code == 0, err + unharmed.failure
 
     container, _ = job_of(users, tmp_path / "ml", base_dir)
-    wish = {**wish, "LIMNER_CHECKPOINT_S": "0.2"}
+    wish = {**wish, "LIMNER_CHECKPOINT_S": "0.1"}
     with container.start(wish=wish) as process:
         end_at(process, "step=30 ", signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
@@ -406,7 +405,7 @@ def test_a_job_that_is_killed_and_stopped_ends_with_the_same_bytes(
     code, out, err = container.run(wish=wish)
     assert (code, err) == (0, "")
     assert f"event=resumed learners={min(users, 2)}" in out
-    assert int(re.findall(r"step=([0-9]+) steps=100 ", out)[0]) > 60
+    assert int(re.findall(r"step=([0-9]+) steps=200 ", out)[0]) > 60
     assert adapters_of(container) == adapters_of(unharmed)
     assert len(adapters_of(container)) == users
     assert left <= state_of(container.root / "checkpoints").keys()

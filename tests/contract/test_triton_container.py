@@ -16,6 +16,7 @@ from limner.contracts import artifact
 from tests.support.artifacts import write_artifact
 from tests.support.containers import SLOTS, TritonContainer
 from tests.support.damages import DAMAGES
+from tests.support.laptop import until
 from tests.support.pipelines import save_random_pipeline
 
 PLATFORM_ROOT = Path("/opt/ml/models")
@@ -109,9 +110,15 @@ def test_requests_of_several_users_are_in_flight_together(container: TritonConta
     names = ("alpha", "beta", "gamma")
     for name in names:
         container.load(name)
+    before = sum(line["event"] == "invoke" for line in container.lines())
     with ThreadPoolExecutor(len(names)) as pool:
-        list(pool.map(lambda name: container.invoke(name, steps=60), names))
-    lines = [line for line in container.lines() if line["event"] == "invoke"][-len(names) :]
+        list(pool.map(lambda name: container.invoke(name, steps=100, images=4), names))
+
+    def drawn() -> list[dict[str, object]]:
+        return [line for line in container.lines() if line["event"] == "invoke"]
+
+    # This shell answers first, and then writes its line.
+    lines = until(drawn, lambda found: len(found) >= before + len(names))[-len(names) :]
     ends = [datetime.fromisoformat(str(line["time"])) for line in lines]
     took = [timedelta(milliseconds=float(str(line["total_ms"]))) for line in lines]
     # The last one to come has come before the first one was done.
@@ -127,7 +134,7 @@ def test_a_container_in_which_a_model_has_died_ends(base: Path, tmp_path: Path, 
     assert container.load("alpha").status == 200
     pid = container.drawing_pid() if whose == "base" else container.thin_pid(whose)
     os.kill(pid, signal.SIGKILL)
-    assert container.process.wait(timeout=30) == 1
+    assert container.process.wait(timeout=90) == 1
     assert container.lines()[-1]["event"] == "a model's process has died"
     container.http.close()
 

@@ -23,7 +23,7 @@ from limner import local
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 STEPS = 4
-COMMAND_S = 170
+COMMAND_S = 400
 
 
 def readme_commands(heading: str) -> list[list[str]]:
@@ -64,7 +64,7 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
     local.stop(folder)
 
 
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(900)
 def test_the_readme_s_commands_do_what_it_says(terminal: Terminal) -> None:
     seen = []
     for command in readme_commands("Your own subject"):

@@ -32,7 +32,8 @@ TEST_TRAINING = "limner/training:test"
 TEST_INFERENCE = "limner/inference:test"
 CLOCK_SCALE = 0.01
 # Only a test that fails waits for so long; a machine with two busy cores takes its time.
-DEADLINE_S = 90
+DEADLINE_S = 180
+_LAST_EVENTS = {f"Execution{end}" for end in ("Succeeded", "Failed", "TimedOut", "Aborted")}
 ROLE = "arn:aws:iam::000000000000:role/test"
 
 
@@ -103,12 +104,21 @@ class TestLaptop:
         return execution
 
     def finish(self, execution: str, deadline_s: float = DEADLINE_S) -> dict[str, Any]:
-        """Waits for the end of an execution."""
-        return until(
+        """Waits for the end of an execution, and of its history: the status comes first."""
+        answer = until(
             lambda: self.states.describe_execution(executionArn=execution),
             lambda answer: answer["status"] != "RUNNING",
             deadline_s,
         )
+        until(lambda: self._last_event(execution), lambda kind: kind in _LAST_EVENTS, deadline_s)
+        return answer
+
+    def _last_event(self, execution: str) -> str:
+        history = self.states.get_execution_history(
+            executionArn=execution, reverseOrder=True, maxResults=1
+        )
+        kind: str = history["events"][0]["type"]
+        return kind
 
 
 def no_retries() -> Any:

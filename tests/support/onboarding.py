@@ -10,7 +10,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from limner.contracts.times import utc_now
 from limner.contracts.training import TrainingConfig
 from limner.local.deploy import deploy_stack
 from limner.registry import Request
-from tests.support.laptop import TestLaptop, until
+from tests.support.laptop import DEADLINE_S, TestLaptop, until
 
-DEPLOY_DEADLINE_S = 60
+DEPLOY_DEADLINE_S = 150
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Stack:
     laptop: TestLaptop
     outputs: dict[str, str]
     queue_url: str
+    heard: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """All that was ever received, by message id."""
 
     # -- One onboarding ---------------------------------------------------------------------------
 
@@ -97,7 +99,7 @@ class Stack:
         return arn
 
     def onboard(
-        self, wish: OnboardingInput, deadline_s: float = 60, **behaviour: Any
+        self, wish: OnboardingInput, deadline_s: float = DEADLINE_S, **behaviour: Any
     ) -> dict[str, Any]:
         """Puts the request, runs the machine to its end, returns DescribeExecution's answer."""
         self.put_request(wish, **behaviour)
@@ -119,7 +121,9 @@ class Stack:
         )["executionArn"]
         return arn
 
-    def onboard_batch(self, *wishes: OnboardingInput, deadline_s: float = 60) -> dict[str, Any]:
+    def onboard_batch(
+        self, *wishes: OnboardingInput, deadline_s: float = DEADLINE_S
+    ) -> dict[str, Any]:
         """Runs a batch of requests, which lie there already, to its end."""
         return self.laptop.finish(self.start_batch(self.batch(*wishes)), deadline_s)
 
@@ -195,20 +199,18 @@ class Stack:
 
     def notifications(self, wish: OnboardingInput, count: int = 1) -> list[dict[str, Any]]:
         """The request's notifications; waits for that many."""
-        return until(lambda: self._received(wish), lambda found: len(found) >= count, deadline_s=20)
+        return until(lambda: self._received(wish), lambda found: len(found) >= count)
 
     def _received(self, wish: OnboardingInput) -> list[dict[str, Any]]:
-        # Messages stay in the queue and are hidden for a moment only: other tests read it, too.
-        found: dict[str, dict[str, Any]] = {}
+        # Hidden for longer than the tests take, so that each is received once.
         sqs = self.laptop.client("sqs")
         while messages := sqs.receive_message(
-            QueueUrl=self.queue_url, MaxNumberOfMessages=10, VisibilityTimeout=1
+            QueueUrl=self.queue_url, MaxNumberOfMessages=10, VisibilityTimeout=3600
         ).get("Messages", []):
             for message in messages:
                 body = json.loads(json.loads(message["Body"])["Message"])
-                if body["request_id"] == wish.request_id:
-                    found[message["MessageId"]] = body
-        return list(found.values())
+                self.heard[message["MessageId"]] = body
+        return [body for body in self.heard.values() if body["request_id"] == wish.request_id]
 
 
 def deploy(laptop: TestLaptop, base: Path) -> dict[str, str]:

@@ -34,6 +34,10 @@ PROGRAM = textwrap.dedent(
     found = sorted(p.name for p in (root / "checkpoints").rglob("*") if p.is_file())
     stopped = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
+    # Nobody begins before everybody hears SIGTERM: the first files may bring an interruption.
+    (root / "ready").touch()
+    while len(list(root.parent.glob("*/ready"))) < len(config["hosts"]):
+        time.sleep(0.02)
     print(f"step={me + 1} loss=0.{me + 1}", flush=True)
     (root / f"checkpoints/started-{me}").write_text(json.dumps(config))
     if wish == "fail":
@@ -260,7 +264,7 @@ def test_on_demand_jobs_are_not_interrupted(fleet: TestLaptop) -> None:
 
 def test_max_wait_time_ends_a_job_that_is_interrupted_again_and_again(fleet: TestLaptop) -> None:
     fleet.control.trouble(spot_interruptions=-1)
-    fleet.control.clock(CLOCK_SCALE, timeouts=0.002)
+    fleet.control.clock(CLOCK_SCALE, timeouts=0.006)
     limits = {"MaxRuntimeInSeconds": 1200, "MaxWaitTimeInSeconds": 1200}
     job = finished(fleet, spot(HyperParameters={"all": "hang"}, StoppingCondition=limits))
     assert (job["TrainingJobStatus"], job["SecondaryStatus"]) == ("Stopped", "MaxWaitTimeExceeded")

@@ -332,14 +332,16 @@ def test_state_changes_reach_eventbridge(laptop: TestLaptop, bucket: str) -> Non
     target = {"Id": "q", "Arn": "arn:aws:sqs:us-east-1:000000000000:job-events"}
     events.put_targets(Rule="job-events", Targets=[target])
     create(laptop, request)
-    found: list[dict[str, Any]] = []
+    found: dict[str, dict[str, Any]] = {}  # by message: who reads for long gets some again
 
     def receive() -> list[str]:
         messages = queue.receive_message(QueueUrl=url).get("Messages", [])
-        found.extend(json.loads(message["Body"]) for message in messages)
-        return [event["detail"]["SecondaryStatus"] for event in found]
+        found.update({each["MessageId"]: json.loads(each["Body"]) for each in messages})
+        return [event["detail"]["SecondaryStatus"] for event in found.values()]
 
     steps = ["Starting", "Downloading", "Training", "Uploading", "Completed"]
     until(receive, lambda seen: sorted(seen) == sorted(steps))
-    assert {event["detail-type"] for event in found} == {"SageMaker Training Job State Change"}
+    assert {event["detail-type"] for event in found.values()} == {
+        "SageMaker Training Job State Change"
+    }
     events.remove_targets(Rule="job-events", Ids=["q"])

@@ -317,7 +317,7 @@ def test_a_crash_without_a_reason_is_a_failed_training(stack: Stack) -> None:
 
 
 def test_a_job_that_never_ends_meets_the_task_s_timeout_and_is_stopped(stack: Stack) -> None:
-    stack.laptop.control.clock(0.01, timeouts=0.00004)
+    stack.laptop.control.clock(0.01, timeouts=0.0001)
     wish = stack.wish()
     execution = stack.onboard(wish, behave="hang")
     stack.laptop.control.clock(0.01, timeouts=1.0)

@@ -10,7 +10,7 @@ from limner.contracts.onboarding import OnboardingFailed, OnboardingInput
 from limner.contracts.times import as_text
 from tests.support.laptop import until
 from tests.support.onboarding import Stack
-from tests.workflows.test_dispatch import DEADLINE_S, await_ends, invoke, queued
+from tests.workflows.test_dispatch import DEADLINE_S, await_ends, holders, invoke, queued
 
 
 def age(stack: Stack, wish: OnboardingInput, hours: float, **changes: Any) -> None:
@@ -86,12 +86,14 @@ def test_a_batch_that_was_stopped_gives_its_requests_back(stack: Stack) -> None:
 def test_a_place_of_the_gate_is_freed_when_the_event_was_lost(stack: Stack) -> None:
     (wish,) = queued(stack, 1)
     (row,) = await_ends(stack, [wish])
+    name = row["owner"].rpartition(":")[2]
+    until(lambda: holders(stack), lambda inside: name not in inside, DEADLINE_S)
     table = stack.table("RequestsTableName")
     # As if the end of the execution had never been told.
     table.update_item(
         Key={"request_id": keys.GATE_ROW},
         UpdateExpression="SET holders.#name = :held ADD fence :one",
-        ExpressionAttributeNames={"#name": row["owner"].rpartition(":")[2]},
+        ExpressionAttributeNames={"#name": name},
         ExpressionAttributeValues={
             ":one": 1,
             ":held": {
@@ -107,4 +109,4 @@ def test_a_place_of_the_gate_is_freed_when_the_event_was_lost(stack: Stack) -> N
     )
     assert reconcile(stack)["places_freed"] >= 0
     gate = table.get_item(Key={"request_id": keys.GATE_ROW})["Item"]
-    assert row["owner"].rpartition(":")[2] not in gate["holders"]
+    assert name not in gate["holders"]

@@ -148,8 +148,8 @@ def play(stack: Stack, case: Case, wish: OnboardingInput | None = None) -> Outco
         execution=execution,
         states=stack.states(execution),
         # The rule on an execution's end comes a moment later.
-        record=until(lambda: stack.request(wish), lambda row: row["status"] == wanted, 20),
-        model=until(lambda: stack.model(wish), lambda row: _free(case, row), 20),
+        record=until(lambda: stack.request(wish), lambda row: row["status"] == wanted),
+        model=until(lambda: stack.model(wish), lambda row: _free(case, row)),
         jobs=stack.jobs(wish),
         tries=stack.failed_tries(execution),
         heard=stack.notifications(wish) if case.told else [],
@@ -357,7 +357,7 @@ CASES: Final = (
     Case(
         "the job never ends",
         behave="hang",
-        timeouts=0.00002,
+        timeouts=0.0001,
         path=None,  # the task's deadline or, sooner, the job's own: both are the same failure
         error="DEADLINE_EXCEEDED",
         told="failed",
