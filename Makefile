@@ -36,7 +36,7 @@ demo: $(VENV)/.demo ## Onboard two sample users on a laptop AWS and draw with th
 	$(BIN)/python -m examples.demo
 
 test: lint build/triton/.done ## Lint, types, contracts and all tests
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile
 
 # The real tritonserver, from a wheel; with the stub of our Python, which the wheel keeps apart.
 SERVER := build/triton/pytriton/tritonserver
