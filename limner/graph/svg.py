@@ -15,7 +15,7 @@ from limner.graph import theme
 from limner.graph.history import Drawing, Outcome, StateRun
 from limner.graph.layout import Box, Point, Route, arrange
 from limner.graph.machine import END, START, EdgeKind, Machine, Node
-from limner.graph.text import clean, duration, fit, width_of, wrap
+from limner.graph.text import BOLD, clean, duration, fit, width_of, wrap
 
 _MARGIN: Final = 28.0
 _NAME_PX: Final = 13.5
@@ -112,7 +112,8 @@ def _card(node: Node, run: StateRun, width: float) -> _Card:
     inner = width - 2 * _PADDING
     # A state that succeeded in the end shows the error that it overcame in brief.
     cause_lines = 1 if run.outcome is Outcome.SUCCEEDED else _MAX_CAUSE_LINES
-    error = tuple(wrap(run.error or "", inner, _SMALL_PX, _MAX_ERROR_LINES))
+    # It may be set in bold.
+    error = tuple(wrap(run.error or "", inner / BOLD, _SMALL_PX, _MAX_ERROR_LINES))
     cause = tuple(wrap(run.cause or "", inner, _SMALL_PX, cause_lines))
     pills = []
     if run.retries:
