@@ -26,6 +26,7 @@ from typing import Final, TypeVar
 import torch
 
 from inference.engine.bank import Residency, Seat, shares_of
+from inference.engine.checks import STOPPED
 from inference.engine.denoise import Artist, Drawing, Pass, Pixels
 from inference.engine.memory import is_out_of_memory
 from inference.engine.reader import Adapter
@@ -35,11 +36,10 @@ from limner.contracts.generation import GenerateRequest
 
 Result = TypeVar("Result")
 
-STOPPED: Final = "The server is shutting down."
 # Of the queue, for one model: nobody's crowd keeps all others out.
 _SHARE: Final = 4
-# After so many steps without a lack of memory one row more is tried. Where it is one too many, one
-# request begins anew, which at 25 steps is some percent of what was drawn meanwhile.
+# After so many steps with as many rows as are allowed one more is. Where it is one too many, one
+# request begins anew, which is a small part of what was drawn meanwhile.
 _CALM_STEPS: Final = 1000
 
 
@@ -141,7 +141,7 @@ class _Room:
         self._calm = 0
 
     def step(self) -> None:
-        """Memory has sufficed for a step."""
+        """Memory has sufficed for a step of all these rows."""
         self._calm += 1
         if self._calm >= _CALM_STEPS:
             self.rows = min(self.rows + 1, self._most)
@@ -172,6 +172,7 @@ class Batcher:
         self._failed = False
         # The drawing thread's own.
         self._room = _Room(max_rows)
+        self._is_full = False
         self._members: list[_Member] = []
         self._is_lost = False
         self._batches: list[_Batch] | None = []
@@ -254,14 +255,19 @@ class Batcher:
 
     def _admit(self) -> None:
         """Lets orders join, in the order of their arrival, while there is room for their rows."""
-        rows = sum(member.order.rows for member in self._members)
+        rows = self._rows()
         joining: list[tuple[Order, Seat]] = []
         # Only this thread takes from the queue, so its head stays while the lock is free.
-        while self._waiting and (not rows or rows + self._waiting[0].rows <= self._room.rows):
+        self._is_full = False
+        while self._waiting:
             order = self._waiting[0]
+            self._is_full = rows > 0 and rows + order.rows > self._room.rows
+            if self._is_full:
+                break
             refused: list[Exception] = []
             seat = self._confined(partial(self._residency.pin, order.adapter), refused.append)
-            if seat is None and not refused:
+            # Where somebody is drawn, there will be a slot, or memory for one, when he leaves.
+            if seat is None and (not refused or (rows and _is_short(refused[0]))):
                 break
             with self._changed:
                 self._waiting.popleft()
@@ -277,6 +283,17 @@ class Batcher:
         started = time.perf_counter()
 
         def fail(error: Exception) -> None:
+            if _is_short(error) and (self._members or len(joining) > 1):
+                # Fewer at once, or later, when somebody has left.
+                first, later = (
+                    (joining[:0], joining) if self._members else (joining[:1], joining[1:])
+                )
+                for order, seat in reversed(later):
+                    self._residency.unpin(seat)
+                    self._put_back(order)
+                if first:
+                    self._begin(first)
+                return
             if len(joining) > 1:  # whose fault it was shows when each begins alone
                 for one in joining:
                     self._begin([one])
@@ -330,7 +347,8 @@ class Batcher:
         done = self._confined(step, lambda error: self._shrink(batch.members, error))
         if done is None:
             return
-        self._room.step()
+        if self._is_full:
+            self._room.step()
         for member in batch.members:
             if member.order.on_step:
                 member.order.on_step(member.drawing.step)
@@ -362,17 +380,21 @@ class Batcher:
         together than are left. Each drawing knows how many steps it has done, so the others go on
         where they are.
         """
-        short = isinstance(error, LimnerError) and error.code == "OUT_OF_MEMORY"
-        if not short or len(members) == 1:
+        if not _is_short(error) or len(members) == 1:
             self._leave_all(members, error)
             return
         last = max(members, key=self._members.index)
-        left = sum(member.order.rows for member in members) - last.order.rows
-        self._room.shrink(left)
-        log("memory is short", {"rows": self._room.rows})
         self._vacate(last)
+        self._put_back(last.order)
+        self._room.shrink(self._rows())
+        log("memory is short", {"rows": self._room.rows})
+
+    def _rows(self) -> int:
+        return sum(member.order.rows for member in self._members)
+
+    def _put_back(self, order: Order) -> None:
         with self._changed:
-            self._waiting.appendleft(last.order)
+            self._waiting.appendleft(order)
 
     def _leave_all(self, members: Sequence[_Member], error: Exception) -> None:
         for member in members:
@@ -400,6 +422,10 @@ class Batcher:
         self._is_lost |= isinstance(failure, torch.AcceleratorError)
         fail(failure)
         return None
+
+
+def _is_short(error: Exception) -> bool:
+    return isinstance(error, LimnerError) and error.code == "OUT_OF_MEMORY"
 
 
 def _not_finite() -> LimnerError:

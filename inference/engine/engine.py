@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -25,7 +25,7 @@ from typing import Final
 from inference import metrics
 from inference.engine.bank import Residency
 from inference.engine.base import ResidentBase
-from inference.engine.batcher import STOPPED, Batcher, Drawn, Order
+from inference.engine.batcher import Batcher, Drawn, Order
 from inference.engine.denoise import Artist, Pixels, is_guided, latent_size
 from inference.engine.memory import memory_errors
 from inference.engine.reader import Adapter, check_artifact, read_adapter
@@ -156,9 +156,7 @@ class Engine:
         self._batcher = Batcher(
             Artist(base), self._residency, max_rows=max_rows, max_queue=max_queue
         )
-        self._guard = Guard(safety) if safety else None
-        # Looking at images must not keep the next step waiting.
-        self._looking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="look")
+        self._guard = Guard(safety, answer_s) if safety else None
 
     @property
     def base(self) -> ResidentBase:
@@ -172,7 +170,8 @@ class Engine:
         It cannot any more when its thread has ended, or while a call of the app's check has not
         returned for longer than anybody waits for an answer.
         """
-        return not (self._batcher.has_failed or self._is_stuck)
+        is_stuck = self._guard is not None and self._guard.is_stuck
+        return not (self._batcher.has_failed or is_stuck)
 
     @property
     def resident_bytes(self) -> int:
@@ -249,11 +248,12 @@ class Engine:
         Returns:
             A future, which may be cancelled at any time: the request then leaves at the next
             step. Its ``LimnerError`` may be ``DEADLINE_EXCEEDED``, ``OUT_OF_MEMORY``,
-            ``ARTIFACT_INVALID``, ``CONTENT_REFUSED`` or ``GENERATION_FAILED``.
+            ``ARTIFACT_INVALID``, ``CONTENT_REFUSED`` or ``GENERATION_FAILED``; where there is a
+            check, ``ENDPOINT_BUSY``, too.
 
         Raises:
-            LimnerError: ``MODEL_NOT_LOADED``, ``INVALID_INPUT``, ``CONTENT_REFUSED``,
-                ``ENDPOINT_BUSY``, or ``GENERATION_FAILED`` if the engine was closed.
+            LimnerError: ``MODEL_NOT_LOADED``, ``INVALID_INPUT``, ``ENDPOINT_BUSY``, or
+                ``GENERATION_FAILED`` if the engine was closed.
         """
         submitted = time.perf_counter()
         model = self._models.hold(name)
@@ -263,25 +263,31 @@ class Engine:
             prompt = request.prompt.replace(TOKEN, model.manifest.subject_phrase)
             size = latent_size(self._base, request)
             rows = self._rows(request, size)
-            if self._guard:
-                self._guard.see_prompt(name, prompt, request.negative_prompt)
             future: Future[Generation] = Future()
             deadline = submitted + self._answer_s
             asked = _Asked(model, request, prompt, future, deadline)
-            self._batcher.submit(
-                Order(
-                    adapter=model.adapter,
-                    prompt=prompt,
-                    request=request,
-                    size=size,
-                    rows=rows,
-                    submitted=submitted,
-                    deadline=deadline,
-                    is_wanted=lambda: not future.cancelled(),
-                    on_step=on_step,
-                    done=partial(self._done, asked),
-                )
+            order = Order(
+                adapter=model.adapter,
+                prompt=prompt,
+                request=request,
+                size=size,
+                rows=rows,
+                submitted=submitted,
+                deadline=deadline,
+                is_wanted=lambda: not future.cancelled(),
+                on_step=on_step,
+                done=partial(self._done, asked),
             )
+            if self._guard is None:
+                self._batcher.submit(order)
+            else:
+                self._guard.see_prompt(
+                    name,
+                    prompt,
+                    request.negative_prompt,
+                    deadline,
+                    partial(self._prompt_seen, order),
+                )
             queued = True
         finally:
             if not queued:
@@ -289,13 +295,10 @@ class Engine:
         return future
 
     def close(self) -> None:
-        """Ends all generations at their next step, and takes no more."""
+        """Ends all generations at their next step, answers all, and takes no more."""
         self._batcher.close()
-        self._looking.shutdown(wait=not self._is_stuck, cancel_futures=True)
-
-    @property
-    def _is_stuck(self) -> bool:
-        return self._guard is not None and self._guard.longest_s > self._answer_s
+        if self._guard:
+            self._guard.close()
 
     def _rows(self, request: GenerateRequest, size: tuple[int, int]) -> int:
         """Rows that a request takes; larger images than the base's own count as several.
@@ -314,8 +317,18 @@ class Engine:
             )
         return rows
 
+    def _prompt_seen(self, order: Order, error: Exception | None) -> None:
+        """On a thread of the checks: queues what was allowed."""
+        try:
+            if error is None:
+                self._batcher.submit(order)
+        except LimnerError as refused:
+            error = refused
+        if error is not None:
+            order.done(error)
+
     def _done(self, asked: _Asked, outcome: Drawn | Exception) -> None:
-        """On the drawing thread: hands on what it made of an order."""
+        """On the drawing thread, or one of a check: hands on what became of an order."""
         # Before the answer, so that who has it finds the model free.
         self._models.release(asked.model.name)
         if not asked.future.set_running_or_notify_cancel():
@@ -353,28 +366,20 @@ class Engine:
         if self._guard is None:
             asked.future.set_result(generation)
             return
-        look = self._looking.submit(self._look, self._guard, asked, outcome.pixels)
-        look.add_done_callback(partial(_looked, asked.future, generation))
-
-    def _look(self, guard: Guard, asked: _Asked, pixels: Pixels) -> None:
-        if time.perf_counter() > asked.deadline:
-            raise LimnerError(
-                "DEADLINE_EXCEEDED",
-                f"The images were not looked at within {self._answer_s:g} s: the endpoint's check"
-                " is slower than its drawing.",
-            )
-        guard.see_images(asked.model.name, asked.prompt, pixels)
+        self._guard.see_images(
+            asked.model.name,
+            asked.prompt,
+            outcome.pixels,
+            asked.deadline,
+            partial(_looked, asked.future, generation),
+        )
 
     def _record(self, name: str, values: dict[str, float]) -> None:
         metrics.record(self._base.base_id, name, values)
 
 
-def _looked(future: Future[Generation], generation: Generation, look: Future[None]) -> None:
+def _looked(future: Future[Generation], generation: Generation, error: Exception | None) -> None:
     """Answers as the check of the images has ended, also with its own exception."""
-    try:
-        error = look.exception()
-    except CancelledError:  # the engine was closed before anybody looked
-        error = LimnerError("GENERATION_FAILED", STOPPED)
     if error is None:
         future.set_result(generation)
     else:

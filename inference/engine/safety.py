@@ -6,17 +6,20 @@ The setting ``LIMNER_SAFETY`` names an object with the two methods of ``SafetyCh
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
+from inference.engine.checks import Checks, Done
 from inference.engine.denoise import Pixels
 from inference.logs import fingerprint, log
 from limner.contracts.errors import LimnerError
+
+# Calls at the same time. Images one after the other: a model that looks at them uses the cores that
+# draw.
+_PROMPTS: Final = 8
+_IMAGES: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,8 @@ class Verdict:
 class SafetyCheck(Protocol):
     """What an app provides; called from several threads at once.
 
-    An exception refuses, too: the answer is then ``INTERNAL``. One call that takes longer than
-    anybody waits for an answer ends the container, since nobody can end the call.
+    An exception refuses, too: the answer is then ``INTERNAL``. While one call takes longer than
+    anybody waits for an answer, the container counts as broken, since nobody can end the call.
     """
 
     def check_prompt(self, prompt: str, negative_prompt: str) -> Verdict:
@@ -60,56 +63,56 @@ class SafetyCheck(Protocol):
 
 
 class Guard:
-    """Asks a check, writes its decision down, and refuses.
+    """Asks a check, writes its decision down, and refuses; neither caller nor drawing waits for it.
 
     Args:
         check: The app's.
+        answer_s: Seconds that one call of it may take before the container counts as broken.
     """
 
-    def __init__(self, check: SafetyCheck) -> None:
+    def __init__(self, check: SafetyCheck, answer_s: float) -> None:
         self._check = check
-        self._lock = threading.Lock()
-        # When each call began that is running, by its thread.
-        self._begun: dict[int, float] = {}
+        self._answer_s = answer_s
+        late = f"The endpoint's check, or others before it, took longer than {answer_s:g} s."
+        self._prompts = Checks("prompts", _PROMPTS, late)
+        self._images = Checks("images", _IMAGES, late)
 
     @property
-    def longest_s(self) -> float:
-        """Seconds that the longest of the calls has run which are running now; 0 without any."""
-        with self._lock:
-            return time.perf_counter() - min(self._begun.values()) if self._begun else 0.0
+    def is_stuck(self) -> bool:
+        """Whether a call has not returned for longer than anybody waits for an answer."""
+        return max(self._prompts.longest_s, self._images.longest_s) > self._answer_s
 
-    def see_prompt(self, model: str, prompt: str, negative_prompt: str) -> None:
-        """Refuses a prompt that the check refuses.
+    def see_prompt(
+        self, model: str, prompt: str, negative_prompt: str, deadline: float, done: Done
+    ) -> None:
+        """Has a prompt checked; returns at once.
 
-        Raises:
-            LimnerError: ``CONTENT_REFUSED``.
+        Args:
+            model: The platform's name of it.
+            prompt: With the token filled in.
+            negative_prompt: As it was sent.
+            deadline: ``perf_counter`` after which nobody waits any more.
+            done: Called once, from any thread: with None, or with what refuses, such as
+                ``CONTENT_REFUSED`` or ``DEADLINE_EXCEEDED``.
         """
-        with self._timed():
-            verdict = self._check.check_prompt(prompt, negative_prompt)
-        self._decide("prompt", model, prompt, [verdict])
+        self._prompts.run(partial(self._see_prompt, model, prompt, negative_prompt), deadline, done)
 
-    def see_images(self, model: str, prompt: str, pixels: Pixels) -> None:
-        """Refuses images ``[images, height, width, 3]``, if the check refuses one of them.
+    def see_images(
+        self, model: str, prompt: str, pixels: Pixels, deadline: float, done: Done
+    ) -> None:
+        """Has images ``[images, height, width, 3]`` checked, as ``see_prompt``; one may refuse."""
+        self._images.run(partial(self._see_images, model, prompt, pixels), deadline, done)
 
-        Raises:
-            LimnerError: ``CONTENT_REFUSED``.
-        """
-        verdicts = []
-        for one in pixels:
-            with self._timed():
-                verdicts.append(self._check.check_image(one))
-        self._decide("images", model, prompt, verdicts)
+    def close(self) -> None:
+        """Gives up what has not ended within a moment."""
+        self._prompts.close()
+        self._images.close()
 
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        me = threading.get_ident()
-        with self._lock:
-            self._begun[me] = time.perf_counter()
-        try:
-            yield
-        finally:
-            with self._lock:
-                del self._begun[me]
+    def _see_prompt(self, model: str, prompt: str, negative_prompt: str) -> None:
+        self._decide("prompt", model, prompt, [self._check.check_prompt(prompt, negative_prompt)])
+
+    def _see_images(self, model: str, prompt: str, pixels: Pixels) -> None:
+        self._decide("images", model, prompt, [self._check.check_image(one) for one in pixels])
 
     def _decide(self, what: str, model: str, prompt: str, verdicts: list[Verdict]) -> None:
         refused = [verdict for verdict in verdicts if not verdict.allowed]

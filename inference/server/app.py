@@ -26,6 +26,7 @@ from starlette.routing import Route
 from inference.answers import Form, encode_answer
 from inference.bodies import model_folder
 from inference.capture import Capture
+from inference.engine.checks import STOPPED
 from inference.engine.engine import Engine, Generation, LoadedModel
 from inference.logs import fingerprint
 from inference.reports import Facts, named, report
@@ -99,10 +100,7 @@ class Api:
         facts.update(images=body.images, steps=body.steps)
         streams = request.headers.get("accept", "").startswith(EVENTS_TYPE)
         progress = Progress(body.steps, facts) if streams else None
-        # In a thread: the app's check of the prompt may take its time.
-        future = await run_in_threadpool(
-            self._engine.submit, name, body, progress.on_step if progress else None
-        )
+        future = self._engine.submit(name, body, progress.on_step if progress else None)
 
         async def answer(generation: Generation) -> bytes:
             encoded = await run_in_threadpool(encode_answer, generation, form)
@@ -125,7 +123,8 @@ async def _unless_gone(request: Request, future: Future[Generation]) -> Generati
     """The generation; it is cancelled as soon as the client has gone away.
 
     Raises:
-        LimnerError: ``GENERATION_CANCELLED``; the generation's own.
+        LimnerError: ``GENERATION_CANCELLED``; ``GENERATION_FAILED``, if the server cannot wait
+            any longer; the generation's own.
     """
     drawing = asyncio.wrap_future(future)
     gone = asyncio.ensure_future(_gone(request))
@@ -135,10 +134,11 @@ async def _unless_gone(request: Request, future: Future[Generation]) -> Generati
         if not drawing.done():
             raise LimnerError("GENERATION_CANCELLED")
         return drawing.result()
+    except asyncio.CancelledError:  # the time of grace after SIGTERM is over
+        raise LimnerError("GENERATION_FAILED", STOPPED) from None
     finally:
         gone.cancel()
-        # Also where this task itself was cancelled; nothing happens to what is done.
-        drawing.cancel()
+        drawing.cancel()  # nothing happens to what is done
 
 
 async def _gone(request: Request) -> None:

@@ -19,12 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from inference.answers import Form, encode_answer
 from inference.bodies import model_folder, parse_body
 from inference.capture import Capture
+from inference.engine.checks import STOPPED
 from inference.engine.engine import Engine, Generation
 from inference.logs import fingerprint, log
 from inference.reports import Facts, named, report
 from inference.triton.shells import check_shell, remove_bytecode
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
+from limner.contracts.triton import RESIDENT
 
 # A PNG takes milliseconds and the interpreter's lock for few of them.
 _ENCODERS: Final = 2
@@ -95,7 +97,7 @@ class Desk:
 
     @property
     def is_sound(self) -> bool:
-        """Whether anything can be drawn; once False, it stays so."""
+        """Whether anything can be drawn and answered."""
         return self._engine.is_sound
 
     def carry_out(self, order: DoorOrder) -> LimnerError | None:
@@ -156,6 +158,9 @@ class Desk:
             facts["model"] = name = self._name(Path(order.folder))
             self._engine.unload(name)
             return
+        if order.target == RESIDENT:
+            # Triton would put it in our place.
+            raise LimnerError("INVALID_INPUT", f"No model may be called {RESIDENT!r}.")
         folder = model_folder(order.folder, self._models_root)
         facts["model"] = name = self._name(folder)
         remove_bytecode(folder)
@@ -207,6 +212,6 @@ def _outcome(event: str, facts: Facts, work: Callable[[], T]) -> T | LimnerError
     try:
         return work()
     except CancelledError:
-        return LimnerError("GENERATION_FAILED", "The server is shutting down.")
+        return LimnerError("GENERATION_FAILED", STOPPED)
     except Exception as raised:  # noqa: BLE001 (the process boundary: an answer, and a line)
         return named(event, facts, raised)

@@ -23,8 +23,8 @@ from inference.triton.lifeline import Watched
 from limner.contracts.base import read_card
 from limner.contracts.errors import LimnerError
 from limner.contracts.training import explain
+from limner.contracts.triton import RESIDENT
 
-BASE: Final = "base"
 # SageMaker sends SIGKILL 30 s after SIGTERM. Requests get 18 s to end by themselves; then the
 # engine ends what is running at its next denoising step, and what is captured gets 5 s. Triton
 # itself takes 2 s more, for it looks once a second at what is still there.
@@ -67,9 +67,10 @@ def run(settings: TritonSettings) -> int:
     """
     lifeline = Watched(settings.socket)
     triton = subprocess.Popen(command(settings), env=settings.environment())
-    died = threading.Event()
+    asked, died = threading.Event(), threading.Event()
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
+        asked.set()
         triton.send_signal(number)
         timer = threading.Timer(GRACE_S, lifeline.call_time)
         timer.daemon = True  # Triton may end sooner, and so should we
@@ -80,7 +81,8 @@ def run(settings: TritonSettings) -> int:
             meant = lifeline.wait()
         except OSError:  # Triton has ended before `base` ever began
             return
-        if not meant:
+        # `base` also takes its leave where Triton has unloaded it, unasked.
+        if not (meant and asked.is_set()):
             died.set()
             # At once: without `base` nothing that is still running can be answered, and Triton
             # would wait for it.
@@ -92,7 +94,7 @@ def run(settings: TritonSettings) -> int:
     code = triton.wait()
     lifeline.close()
     if died.is_set():
-        log("a model's process has died", {})
+        log("models can be served no more", {})
         return 1
     if code in _OBEYED:
         return 0
@@ -111,7 +113,7 @@ def command(settings: TritonSettings) -> list[str]:
         "allow-metrics": False,
         "model-control-mode": "explicit",
         "model-repository": settings.repository,
-        "load-model": BASE,
+        "load-model": RESIDENT,
         "backend-directory": settings.backends,
         # With namespaces Triton looks each name up in a map that loads and unloads replace at the
         # same time, without their lock (core, ModelRepositoryManager::FindModelIdentifier): some
@@ -145,8 +147,8 @@ def _check(settings: TritonSettings) -> None:
         raise LimnerError("TOOL_MISSING", f"{settings.program} is not a program.")
     if not (settings.backends / "python").is_dir():
         raise LimnerError("TOOL_MISSING", f"{settings.backends} has no python backend.")
-    if not (settings.repository / BASE / "config.pbtxt").is_file():
-        raise LimnerError("INVALID_INPUT", f"{settings.repository} has no model {BASE!r}.")
+    if not (settings.repository / RESIDENT / "config.pbtxt").is_file():
+        raise LimnerError("INVALID_INPUT", f"{settings.repository} has no model {RESIDENT!r}.")
     if len(os.fsencode(settings.socket)) > _MAX_SOCKET_PATH:
         raise LimnerError("INVALID_INPUT", "LIMNER_TRITON_SOCKET is too long a path.")
     # Whoever can connect can load and unload.

@@ -15,6 +15,9 @@ _BINARY_TYPE: Final = "application/vnd.sagemaker-triton.binary+json;json-header-
 # What Triton 2.51 was seen to say of models that were there, while others were loaded and unloaded.
 _PASSING: Final = ("is not ready", "Request for unknown model")
 
+# The model that owns the engine (``inference/triton``).
+RESIDENT: Final = "base"
+
 # A header of no bytes: all of the body is the one input.
 RAW_TYPE: Final = f"{_BINARY_TYPE}0"
 

@@ -21,12 +21,13 @@ from PIL import Image
 
 from limner.contracts import artifact
 from limner.contracts.generation import MAX_BODY_BYTES, GenerateResponse
-from tests.support import scarce
+from tests.support import hanging, scarce
 from tests.support.artifacts import write_artifact
 from tests.support.containers import (
     PROMPT,
     REPOSITORY,
     START_DEADLINE_S,
+    STOP_DEADLINE_S,
     Answer,
     Container,
     TritonContainer,
@@ -313,6 +314,42 @@ def test_a_container_that_can_draw_no_more_answers_and_says_so(
         until(lambda: container.get("/ping").status, lambda status: status == 500)
         assert container.invoke("alpha").refusal == (502, "GENERATION_FAILED")
         assert container.stop() == 0
+
+
+@pytest.mark.parametrize("prompt", [hanging.PROMPT_HANGS, hanging.IMAGES_HANG])
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_check_that_never_returns_costs_answers_and_then_the_container(
+    shell: str, base: Path, tmp_path: Path, prompt: str
+) -> None:
+    check = {"LIMNER_SAFETY": "tests.support.hanging:CHECK"}
+    container = SHELLS[shell].start(base, tmp_path, extra=check)
+    write_artifact(container.models / "alpha" / "model", base)
+    assert container.load("alpha").status == 200
+    assert container.invoke("alpha", steps=1).status == 200
+    answer = container.invoke("alpha", prompt=prompt, steps=1)
+    assert answer.refusal == (400 if shell == "triton" else 504, "DEADLINE_EXCEEDED")
+    if shell == "triton":
+        assert container.process.wait(timeout=90) == 1
+        container.http.close()
+    else:
+        until(lambda: container.get("/ping").status, lambda status: status == 500)
+        assert container.stop() == 0, "the call that hangs keeps nobody"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_sigterm_while_a_check_hangs_is_answered(shell: str, base: Path, tmp_path: Path) -> None:
+    check = {"LIMNER_SAFETY": "tests.support.hanging:PATIENT"}
+    container = SHELLS[shell].start(base, tmp_path, extra=check)
+    write_artifact(container.models / "alpha" / "model", base)
+    assert container.load("alpha").status == 200
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(container.invoke, "alpha", prompt=hanging.IMAGES_HANG, steps=1)
+        until(lambda: [line["event"] for line in container.lines()], lambda e: "content" in e)
+        container.process.terminate()
+        assert container.process.wait(STOP_DEADLINE_S) == 0, "it ends before SIGKILL"
+        assert asked.result().refusal[1] == "GENERATION_FAILED"
+    container.http.close()
+    assert "stopped" in [line["event"] for line in container.lines()]
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -217,10 +217,10 @@ def test_where_memory_is_short_who_joined_last_waits_and_fewer_are_drawn_from_th
 
 
 @pytest.mark.parametrize("limits", [{"max_rows": 4}])
-def test_after_calm_steps_more_are_drawn_together_again_but_no_more_than_ever(
+def test_after_steps_of_all_rows_that_are_allowed_more_are_but_no_more_than_ever(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batcher_module, "_CALM_STEPS", 3)
+    monkeypatch.setattr(batcher_module, "_CALM_STEPS", 6)
 
     def three_at_once() -> list[int]:
         studio.gate.shut()
@@ -235,9 +235,53 @@ def test_after_calm_steps_more_are_drawn_together_again_but_no_more_than_ever(
 
     studio.artist.fits = 1
     assert three_at_once() == [1, 2, 1, 1, 1]  # one step is lost, then each is drawn alone
-    studio.artist.fits = None
     studio.ask("a", 9, steps=20).result(timeout=30)
+    assert three_at_once() == [1, 1, 1, 1]  # who is alone has shown nothing
+
+    studio.artist.fits = None
+    studio.gate.shut()
+    long = studio.ask("a", 1, steps=11)
+    studio.gate.reached()
+    studio.artist.passes.clear()
+    waiting = studio.ask("b", 2, steps=1)
+    studio.gate.open()
+    long.result(timeout=30)
+    waiting.result(timeout=30)
+    assert [len(seeds) for seeds in studio.artist.passes] == [1] * 9 + [2, 1]
     assert three_at_once() == [1, 2, 1]
+
+
+def test_a_shortage_among_some_leaves_the_room_of_others(studio: Studio) -> None:
+    studio.artist.fits = 1
+    first = studio.ask("a", 1)
+    studio.gate.reached()
+    second, wide = studio.ask("b", 2), studio.ask("c", 3, width=64)
+    studio.gate.open()
+    for future in (first, second, wide):
+        future.result(timeout=30)
+    assert studio.engine._batcher._room.rows == 2 + 4  # of who stayed, and of the other size
+
+
+@pytest.mark.parametrize("where", ["begin", "fill"])
+def test_who_finds_no_memory_to_join_waits_for_somebody_to_leave(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    first = studio.ask("a", 1)
+    studio.gate.reached()
+    owner = studio.artist if where == "begin" else bank_module.Bank
+    sound = getattr(owner, where)
+
+    def short(*arguments: object) -> object:
+        if not first.done():
+            take_all_memory()
+        return sound(*arguments)
+
+    monkeypatch.setattr(owner, where, short)
+    others = [studio.ask(name, seed) for seed, name in enumerate("bc", start=2)]
+    studio.gate.open()
+    for future in (first, *others):
+        future.result(timeout=30)
+    assert studio.artist.passes == [[1]] * 3 + [[2, 3]] * 3
 
 
 def test_who_runs_out_of_memory_alone_is_507_and_the_next_one_is_drawn(studio: Studio) -> None:

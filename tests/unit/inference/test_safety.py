@@ -4,23 +4,22 @@ import io
 import json
 import logging
 import threading
-import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from inference import logs
-from inference.engine import engine as engine_module
-from inference.engine import safety as safety_module
+from inference.engine import checks as checks_module
 from inference.engine.base import ResidentBase
-from inference.engine.engine import Engine
+from inference.engine.engine import Engine, Generation
 from inference.engine.safety import Verdict, load_check
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
 from tests.support.artifacts import write_artifact
+from tests.support.laptop import until
 
 
 class Prudish:
@@ -39,7 +38,6 @@ class Prudish:
 
 
 PRUDISH = Prudish()
-ANSWER_S = 30.0
 NO_CHECK = object()
 
 
@@ -87,8 +85,9 @@ def test_what_is_allowed_is_drawn_and_both_decisions_are_written_down(
 
 
 def test_a_refused_prompt_is_never_queued(engine: Engine, written: io.StringIO) -> None:
+    future = engine.submit("a", GenerateRequest(prompt="a zebraword", steps=1))
     with pytest.raises(LimnerError) as refused:
-        engine.submit("a", GenerateRequest(prompt="a zebraword", steps=1))
+        future.result(timeout=60)
     assert (refused.value.code, refused.value.spec.http_status) == ("CONTENT_REFUSED", 422)
     assert "animals" in refused.value.message
     assert "zebra" not in str(refused.value)
@@ -109,8 +108,8 @@ def test_a_refused_image_is_not_answered(
 
 
 def test_a_check_that_breaks_refuses(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RuntimeError):
-        engine.submit("a", GenerateRequest(prompt="zebrabug", steps=1))
+    future = engine.submit("a", GenerateRequest(prompt="zebrabug", steps=1))
+    assert isinstance(future.exception(timeout=60), RuntimeError)
 
     def broken(_: object) -> Verdict:
         raise RuntimeError("zebra")
@@ -120,60 +119,89 @@ def test_a_check_that_breaks_refuses(engine: Engine, monkeypatch: pytest.MonkeyP
     assert isinstance(future.exception(timeout=60), RuntimeError)
 
 
-def test_a_check_that_never_returns_makes_the_engine_unsound_and_late_looks_are_refused(
-    base: ResidentBase, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    began, go_on = threading.Event(), threading.Event()
+class Stuck:
+    """An engine whose check of images does not return before ``go_on``."""
 
-    def hang(_: object) -> Verdict:
-        began.set()
-        assert go_on.wait(60)
+    def __init__(
+        self, base: ResidentBase, base_folder: Path, folder: Path, answer_s: float, what: str
+    ) -> None:
+        self.began, self.go_on = threading.Event(), threading.Event()
+        check = Prudish()
+        setattr(check, what, self._hang)
+        self.engine = Engine(base, max_models=1, max_rank=8, answer_s=answer_s, safety=check)
+        write_artifact(folder / "a", base_folder)
+        self.engine.load("a", folder / "a")
+
+    def ask(self) -> Future[Generation]:
+        return self.engine.submit("a", GenerateRequest(prompt="x", steps=1))
+
+    def _hang(self, *_: object) -> Verdict:
+        self.began.set()
+        assert self.go_on.wait(60)
         return Verdict(True)
 
-    engine = Engine(base, max_models=1, max_rank=8, answer_s=ANSWER_S, safety=PRUDISH)
-    write_artifact(tmp_path / "a", base_folder)
-    engine.load("a", tmp_path / "a")
-    monkeypatch.setattr(PRUDISH, "check_image", hang)
-    wish = GenerateRequest(prompt="x", steps=1)
-    first = engine.submit("a", wish)
-    assert began.wait(60)
-    behind = engine.submit("a", wish)
-    assert engine.is_sound
-    later = time.perf_counter() + ANSWER_S
-    clock = SimpleNamespace(perf_counter=lambda: later)
-    monkeypatch.setattr(safety_module, "time", clock)
-    assert not engine.is_sound
-    engine.unload("a")  # both are drawn
-    monkeypatch.setattr(engine_module, "time", clock)
-    go_on.set()
-    assert first.result(timeout=60).seeds == (0,)
-    error = behind.exception(timeout=60)
+
+def code(future: Future[Generation]) -> str:
+    error = future.exception(timeout=60)
     assert isinstance(error, LimnerError)
-    assert error.code == "DEADLINE_EXCEEDED"
-    assert engine.is_sound
-    engine.close()
+    return error.code
 
 
-def test_an_engine_with_a_check_that_never_returns_can_be_closed(
-    base: ResidentBase, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["check_prompt", "check_image"])
+def test_while_a_call_of_the_check_does_not_return_the_engine_is_unsound(
+    base: ResidentBase, base_folder: Path, tmp_path: Path, what: str
 ) -> None:
-    began, go_on = threading.Event(), threading.Event()
+    stuck = Stuck(base, base_folder, tmp_path, 0.5, what)
+    first = stuck.ask()
+    assert stuck.began.wait(60)
+    assert code(first) == "DEADLINE_EXCEEDED"  # at its time, though nobody can end the call
+    if what == "check_image":
+        assert code(stuck.ask()) == "DEADLINE_EXCEEDED"  # who waits behind it, too
+    until(lambda: stuck.engine.is_sound, lambda sound: not sound)
+    stuck.engine.unload("a")  # whoever was given up holds the model no longer
+    stuck.go_on.set()
+    until(lambda: stuck.engine.is_sound, bool)
+    stuck.engine.close()
 
-    def hang(_: object) -> Verdict:
-        began.set()
-        assert go_on.wait(60)
-        return Verdict(True)
 
-    engine = Engine(base, max_models=1, max_rank=8, answer_s=ANSWER_S, safety=PRUDISH)
+@pytest.mark.parametrize("what", ["check_prompt", "check_image"])
+def test_an_engine_whose_check_does_not_return_is_closed_and_answers(
+    base: ResidentBase,
+    base_folder: Path,
+    tmp_path: Path,
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checks_module, "_CLOSE_S", 0.1)
+    stuck = Stuck(base, base_folder, tmp_path, 60, what)
+    first = stuck.ask()
+    assert stuck.began.wait(60)
+    second = stuck.ask()
+    stuck.engine.close()
+    assert code(first) == code(second) == "GENERATION_FAILED"
+    with pytest.raises(LimnerError):
+        stuck.ask().result(timeout=60)
+    stuck.go_on.set()
+
+
+def test_prompts_are_checked_side_by_side(
+    base: ResidentBase, base_folder: Path, tmp_path: Path
+) -> None:
+    """One slow check of a prompt holds nobody up: all of them meet here."""
+    together = threading.Barrier(4, timeout=30)
+
+    class Meeting(Prudish):
+        def check_prompt(self, *_: str) -> Verdict:
+            together.wait()
+            return Verdict(True)
+
+    engine = Engine(base, max_models=1, max_rank=8, safety=Meeting())
     write_artifact(tmp_path / "a", base_folder)
     engine.load("a", tmp_path / "a")
-    monkeypatch.setattr(PRUDISH, "check_image", hang)
-    engine.submit("a", GenerateRequest(prompt="x", steps=1))
-    assert began.wait(60)
-    later = time.perf_counter() + ANSWER_S
-    monkeypatch.setattr(safety_module, "time", SimpleNamespace(perf_counter=lambda: later))
+    wish = GenerateRequest(prompt="x", steps=1)
+    for future in [engine.submit("a", wish) for _ in range(4)]:
+        future.result(timeout=60)
     engine.close()
-    go_on.set()
 
 
 def test_a_check_is_named_by_its_path() -> None:
