@@ -284,15 +284,13 @@ class Batcher:
 
         def fail(error: Exception) -> None:
             if _is_short(error) and (self._members or len(joining) > 1):
-                # Fewer at once, or later, when somebody has left.
-                first, later = (
-                    (joining[:0], joining) if self._members else (joining[:1], joining[1:])
-                )
-                for order, seat in reversed(later):
+                # Later, when somebody has left; where nobody is there, one begins alone.
+                begins = 0 if self._members else 1
+                for order, seat in reversed(joining[begins:]):
                     self._residency.unpin(seat)
                     self._put_back(order)
-                if first:
-                    self._begin(first)
+                if begins:
+                    self._begin(joining[:begins])
                 return
             if len(joining) > 1:  # whose fault it was shows when each begins alone
                 for one in joining:
