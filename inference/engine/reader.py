@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from typing import Final
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load
 
 from inference.engine.base import ResidentBase
 from inference.engine.lora import derive_layout, widen
@@ -32,6 +34,9 @@ _FOLDERS: Final = {
     str(parent) for name in artifact.MEMBERS for parent in PurePosixPath(name).parents
 } - {"."}
 _KEYS: Final = itertools.count()
+# Bytes of a float64.
+_WIDEST: Final = 8
+_MAX_HEADER_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class SlotLayout:
 
 @dataclass(frozen=True)
 class Checked:
-    """An artifact whose form, base and hashes are right; its weights are not in memory yet.
+    """An artifact whose form, base and layout are right; its weights were not looked at yet.
 
     Attributes:
         manifest: What it says of itself.
@@ -86,7 +91,7 @@ class Adapter:
 
 
 def check_artifact(folder: Path, base: ResidentBase, max_rank: int) -> Checked:
-    """Checks an artifact without bringing its weights into memory.
+    """Checks an artifact without looking at its weights.
 
     Args:
         folder: The unpacked artifact; the caller has checked where it lies.
@@ -110,9 +115,6 @@ def check_artifact(folder: Path, base: ResidentBase, max_rank: int) -> Checked:
     own = _layout(base, manifest.target_modules, manifest.rank)
     if own.sha256 != manifest.layout_sha256:
         raise _invalid("its layout is not the one of its layers and rank")
-    # The standard adapter beside it is for other tools. It is never read here, so its hash would
-    # tell nothing of what is drawn, and would double the time of a load.
-    _check_hash(folder / artifact.PACKED, manifest.packed_sha256)
     wider = _layout(base, manifest.target_modules, padded_rank(manifest.rank))
     return Checked(
         manifest=manifest,
@@ -124,7 +126,10 @@ def check_artifact(folder: Path, base: ResidentBase, max_rank: int) -> Checked:
 
 
 def read_adapter(checked: Checked, base: ResidentBase) -> Adapter:
-    """Copies the packed weights of a checked artifact to the host's memory.
+    """Copies the packed weights of a checked artifact to the host's memory, if their hash is right.
+
+    The standard adapter beside them is for other tools. It is never read here, so its hash would
+    tell nothing of what is drawn, and would double the time of a load.
 
     Raises:
         LimnerError: ``ARTIFACT_INVALID``, if they are not what the manifest says, or not finite.
@@ -195,28 +200,39 @@ def _read_manifest(path: Path) -> Manifest:
         raise _invalid(f"manifest: {explain(error)[:500]}") from error
 
 
-def _check_hash(path: Path, expected: str) -> None:
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if actual != expected:
-        raise _invalid(f"{path.name} does not have the hash that the manifest gives")
-
-
 def _read_packed(checked: Checked) -> torch.Tensor:
-    """The packed weights as they are stored, ``[layout.size]``, on a mapping of the file."""
+    """The packed weights as they are stored, ``[layout.size]``.
+
+    The file is read once: what has the right hash is what is used, whatever becomes of the file
+    meanwhile. It has no more bytes than its layout needs, in the widest type.
+    """
     path = checked.packed
+    if path.stat().st_size > checked.layout.size * _WIDEST + _MAX_HEADER_BYTES:
+        raise _invalid(f"{path.name} is larger than its layout")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != checked.manifest.packed_sha256:
+        raise _invalid(f"{path.name} does not have the hash that the manifest gives")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if file.keys() != [artifact.PACKED_TENSOR]:
-                raise _invalid(f"{path.name} must hold the one tensor {artifact.PACKED_TENSOR!r}")
-            if metadata.get(artifact.PACKED_LAYOUT_KEY) != checked.manifest.layout_sha256:
-                raise _invalid(f"{path.name} has another layout than the manifest says")
-            if file.get_slice(artifact.PACKED_TENSOR).get_shape() != [checked.layout.size]:
-                raise _invalid(f"{path.name} has another size than its layout")
-            stored: torch.Tensor = file.get_tensor(artifact.PACKED_TENSOR)
-    except SafetensorError as error:
+        tensors = load(content)
+    except (SafetensorError, KeyError) as error:  # KeyError: a type that torch does not know
         raise _invalid(f"{path.name} is no sound safetensors file") from error
+    if list(tensors) != [artifact.PACKED_TENSOR]:
+        raise _invalid(f"{path.name} must hold the one tensor {artifact.PACKED_TENSOR!r}")
+    if _metadata(content).get(artifact.PACKED_LAYOUT_KEY) != checked.manifest.layout_sha256:
+        raise _invalid(f"{path.name} has another layout than the manifest says")
+    stored = tensors[artifact.PACKED_TENSOR]
+    if list(stored.shape) != [checked.layout.size]:
+        raise _invalid(f"{path.name} has another size than its layout")
     if not stored.dtype.is_floating_point:
         raise _invalid(f"{path.name} does not hold floating-point numbers")
     return stored
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """A sound safetensors file's metadata, which the library gives for paths only.
+
+    The header is JSON, behind its size in 8 bytes (https://github.com/huggingface/safetensors).
+    """
+    stop = 8 + int.from_bytes(content[:8], "little")
+    metadata: dict[str, str] = json.loads(content[8:stop]).get("__metadata__", {})
+    return metadata
