@@ -35,6 +35,9 @@ from limner.contracts.artifact import PackedLayout
 # Of the free device memory a new bank takes one half: nearly all users of an endpoint have one
 # layout, and whoever has another still finds room.
 _SHARE: Final = 2
+# But so many slots, beside another bank, where there is room for them: with fewer the users of a
+# rare layout would be drawn one after the other, and so would all who wait behind them.
+_LEAST: Final = 8
 
 
 class Bank:
@@ -217,7 +220,8 @@ class Residency:
             if idle is None:
                 return None, dropped
             dropped += len(self._banks.pop(idle).used)
-        slots = min(self._max_slots, max(1, free // _SHARE // row_bytes))
+        wanted = max(free // _SHARE // row_bytes, _LEAST if self._banks else 1)
+        slots = min(self._max_slots, wanted, free // row_bytes)
         with memory_errors():
             bank = Bank(adapter.layout, slots, self._device, self._dtype)
         self._banks[adapter.layout_sha256] = bank

@@ -79,6 +79,15 @@ def test_a_bank_that_nobody_uses_makes_room_for_another_layout() -> None:
     assert room.pin(narrow) is None
 
 
+def test_a_late_layout_has_slots_for_a_batch() -> None:
+    room = residency(16, of=adapter(8))
+    for layers in (("to_q",), ("to_q", "conv")):
+        room.unpin(pin(room, adapter(2, *layers)))
+    seats = [pin(room, adapter(8)) for _ in range(5)]
+    assert len({seat.slot for seat in seats}) == 5
+    assert room.size_bytes <= room.budget_bytes
+
+
 def test_a_dropped_adapter_leaves_its_slot_to_the_next() -> None:
     a, b = adapter(), adapter()
     room = residency(2, of=a)
