@@ -13,7 +13,7 @@ container that stands still pays for all who came meanwhile (no coordinated omis
 must name its user's adapter. ``cold`` requests waited for a load; ``warm`` ones found their model.
 The registered models are hard links to the weights of 16, with a manifest each, which names an
 adapter of its own. So that a cold request reads its files from the disk all the same, they are
-dropped from the page cache before each load, unless another container's process has them mapped.
+dropped from the page cache before each load.
 A refusal outside of the contract is ``wrong``; the run then fails, at its end. Who has no answer
 60 s after he was due has given up, as InvokeEndpoint does, and counts with the time that he waited.
 ``rss_mb`` is the sum over the container's processes, and counts the pages that they share once for
