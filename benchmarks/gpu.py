@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -23,6 +22,7 @@ import torch
 
 from benchmarks.bases import SIZES, save_base
 from benchmarks.laptop import machine
+from benchmarks.measured import device_name, synchronised
 from benchmarks.training import Round, alone, fused, say
 from training.base import Base, load_base
 
@@ -33,17 +33,6 @@ ROUNDS: Final = 5
 # with SD 1.5's real shape at 512 px (tera-operations).
 STEP_TFLOP: Final = {"SD15": 1.72}
 _MATRIX: Final = 8192
-
-
-def synchronised(device: torch.device) -> Callable[[], float]:
-    """A clock that first waits for the device, in seconds."""
-
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    return now
 
 
 def matrix_rate(device: torch.device, now: Callable[[], float]) -> float:
@@ -67,9 +56,8 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     now = synchronised(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     rate = matrix_rate(device, now)
-    say("machine", **machine(), device=name, matrix_tflop_s=round(rate, 1))
+    say("machine", **machine(), device=device_name(device), matrix_tflop_s=round(rate, 1))
     rank = {"rank": 16, "precision": "bfloat16" if device.type == "cuda" else "float32"}
     with tempfile.TemporaryDirectory() as scratch:
         folder = save_base(Path(scratch) / "base", args.base)

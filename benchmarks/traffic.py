@@ -11,6 +11,9 @@ are a Poisson process at a share of it, drawn from the seed, so all shells get t
 waits for anybody: a latency begins when the request was **due**, not when it was sent, so a
 container that stands still pays for all who came meanwhile (no coordinated omission). Each answer
 must name its user's adapter. ``cold`` requests waited for a load; ``warm`` ones found their model.
+The registered models are hard links to the weights of 16, with a manifest each, which names an
+adapter of its own. So that a cold request reads its files from the disk all the same, they are
+dropped from the page cache before each load.
 A refusal outside of the contract is ``wrong``; the run then fails, at its end. Who has no answer
 60 s after he was due has given up, as InvokeEndpoint does, and counts with the time that he waited.
 ``rss_mb`` is the sum over the container's processes, and counts the pages that they share once for
@@ -40,6 +43,7 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,7 +54,10 @@ from safetensors import safe_open
 
 from benchmarks.bases import SIZES, save_base
 from benchmarks.laptop import machine
-from benchmarks.serving import EQUAL, REGISTERED, USERS, link, say, wish
+from benchmarks.measured import say
+from benchmarks.models import can_be_cold, digest_of, drop_model, register, written
+from benchmarks.serving import EQUAL, REGISTERED
+from benchmarks.ways import USERS, wish
 from limner.contracts import artifact
 from limner.contracts import triton as wire
 from limner.contracts.generation import JSON_TYPE
@@ -70,7 +77,7 @@ LONGEST_S: Final = 400
 CONTRACT: Final = frozenset({404, 409, 503, 507})
 BUSY: Final = "400 ENDPOINT_BUSY"
 
-Url = Callable[[str], Path]
+Unpack = Callable[[str], Path]
 
 
 # -- Who comes when -------------------------------------------------------------------------------
@@ -126,11 +133,11 @@ class Platform:
 
     Args:
         http: A client whose base URL is the container's.
-        url: Where the platform says that it has unpacked a model.
+        unpack: Brings a model to where the container is told to load it from.
     """
 
-    def __init__(self, http: httpx.AsyncClient, url: Url) -> None:
-        self._http, self._url = http, url
+    def __init__(self, http: httpx.AsyncClient, unpack: Unpack) -> None:
+        self._http, self._unpack = http, unpack
         self._loaded: OrderedDict[int, None] = OrderedDict()
         self._using: Counter[int] = Counter()
         # A model is loaded by one, and not while it is being unloaded.
@@ -188,15 +195,17 @@ class Platform:
 
     async def _load(self, user: int) -> None:
         async with self._changing[user]:
-            while user not in self._loaded:
-                body = {"model_name": f"u{user}", "url": str(self._url(f"u{user}"))}
+            if user in self._loaded:
+                return
+            body = {"model_name": f"u{user}", "url": str(self._unpack(f"u{user}"))}
+            while True:
                 answer = await self._ask("POST", "/models", user, json=body)
-                if answer.status_code == httpx.codes.INSUFFICIENT_STORAGE:
-                    await self._make_room()
-                    continue
-                assert answer.is_success, refusal(answer)
-                self.loads += 1
-                self._loaded[user] = None
+                if answer.status_code != httpx.codes.INSUFFICIENT_STORAGE:
+                    break
+                await self._make_room()
+            assert answer.is_success, refusal(answer)
+            self.loads += 1
+            self._loaded[user] = None
 
     async def _make_room(self) -> None:
         # Unloading a model in use would wait for it, on Triton all others too.
@@ -246,7 +255,10 @@ class Tally:
 
 
 async def drive(
-    platform: Platform, schedule: Schedule, digests: Sequence[str], give_up_s: float = GIVE_UP_S
+    platform: Platform,
+    schedule: Schedule,
+    digest: Callable[[int], str] = digest_of,
+    give_up_s: float = GIVE_UP_S,
 ) -> tuple[Tally, float]:
     """Sends all requests when they are due; returns what became of them, and the seconds."""
     tally = Tally()
@@ -263,7 +275,7 @@ async def drive(
         if isinstance(answer, str):
             tally.refusals[answer] += 1
         else:
-            assert answer["adapter_sha256"] == digests[user % len(digests)]
+            assert answer["adapter_sha256"] == digest(user)
             (tally.cold_s if cold else tally.warm_s).append(latency)
 
     async with asyncio.TaskGroup() as sent:
@@ -312,12 +324,14 @@ class Ground:
         self._base = save_base(place / "base", base)
         self._models, self._containers = place / "models", itertools.count()
         adapters = [place / f"a{user}" for user in range(USERS)]
-        written = [write_artifact(a, self._base, seed=user) for user, a in enumerate(adapters)]
-        self.digests = [manifest.adapter_sha256 for manifest in written]
+        for user, adapter in enumerate(adapters):
+            write_artifact(adapter, self._base, seed=user)
         with safe_open(adapters[0] / artifact.PACKED, "numpy") as packed:
             self._model_bytes: int = packed.get_tensor(artifact.PACKED_TENSOR).nbytes
         for user in range(max(registered, USERS)):
-            link(adapters[user % USERS], self._models / f"u{user}" / "model")
+            register(adapters[user % USERS], self._models / f"u{user}" / "model", user)
+        written()
+        self.can_be_cold = can_be_cold(adapters[0] / artifact.PACKED)
 
     def fits(self, registered: int) -> bool:
         """Whether there is room for so many models at once."""
@@ -348,6 +362,12 @@ class Ground:
                 container.process.wait()
 
 
+def unpacked(container: Container, name: str) -> Path:
+    """Where a model lies; nobody has read its files since they were written to the disk."""
+    drop_model(container.models / name / "model")
+    return container.url(name)
+
+
 @asynccontextmanager
 async def platform_of(container: Container) -> AsyncIterator[Platform]:
     """The platform before a container."""
@@ -355,7 +375,7 @@ async def platform_of(container: Container) -> AsyncIterator[Platform]:
     async with httpx.AsyncClient(
         base_url=container.http.base_url, timeout=LONGEST_S, limits=limits
     ) as http:
-        platform = Platform(http, container.url)
+        platform = Platform(http, partial(unpacked, container))
         try:
             yield platform
         finally:
@@ -423,7 +443,7 @@ async def measure(
         # The first pass costs more than any other.
         await platform.invoke(next(schedule.before), seed=0)
         loads, unloads = platform.loads, platform.unloads
-        tally, took_s = await drive(platform, schedule, ground.digests)
+        tally, took_s = await drive(platform, schedule)
         answered = tally.cold_s + tally.warm_s
         return {
             "requests": len(schedule.due_s),
@@ -463,6 +483,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         most = max(args.registered)
         ground = Ground(Path(place), args.base, most, int(args.adapters_mb * 1e6))
+        say("page cache", base=args.base, files_can_be_cold=ground.can_be_cold)
         measured = measure_capacity(ground, args.base, args.shells, min(args.seconds, 20))
         capacity = args.capacity or measured
         wrong = []

@@ -39,6 +39,10 @@ class Endpoint:
         return Platform(http, Path)
 
 
+def digest(user: int) -> str:
+    return DRAWN["adapter_sha256"]
+
+
 def due_at(*due_s: float) -> Schedule:
     return Schedule(iter(()), np.array(due_s), np.zeros(len(due_s), dtype=int))
 
@@ -77,7 +81,7 @@ def test_percentiles_in_milliseconds() -> None:
 def test_a_latency_begins_when_the_request_was_due() -> None:
     async def whole() -> Tally:
         # The second was due long ago, as after a client that waited for its first answer.
-        tally, _ = await drive(Endpoint().platform(), due_at(0, -0.5), ["a"])
+        tally, _ = await drive(Endpoint().platform(), due_at(0, -0.5), digest)
         return tally
 
     tally = asyncio.run(whole())
@@ -87,7 +91,7 @@ def test_a_latency_begins_when_the_request_was_due() -> None:
 def test_nobody_waits_for_anybody() -> None:
     async def whole() -> Tally:
         # Answered when all of them have come.
-        tally, _ = await drive(Endpoint(20).platform(), due_at(*[0.0] * 20), ["a"])
+        tally, _ = await drive(Endpoint(20).platform(), due_at(*[0.0] * 20), digest)
         return tally
 
     tally = asyncio.run(whole())
@@ -96,7 +100,7 @@ def test_nobody_waits_for_anybody() -> None:
 
 def test_who_has_no_answer_gives_up_and_counts() -> None:
     async def whole() -> Tally:
-        tally, _ = await drive(Endpoint(2).platform(), due_at(0), ["a"], give_up_s=0.1)
+        tally, _ = await drive(Endpoint(2).platform(), due_at(0), digest, give_up_s=0.1)
         return tally
 
     tally = asyncio.run(whole())
@@ -107,7 +111,7 @@ def test_who_has_no_answer_gives_up_and_counts() -> None:
 
 def test_an_answer_by_another_users_adapter_is_none() -> None:
     with pytest.raises(ExceptionGroup) as found:
-        asyncio.run(drive(Endpoint().platform(), due_at(0), ["b"]))
+        asyncio.run(drive(Endpoint().platform(), due_at(0), lambda _: "b"))
     assert found.group_contains(AssertionError)
 
 
