@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Final, Literal
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inference.engine.base import ResidentBase
 from inference.engine.lora import derive_layout, widen
@@ -34,9 +31,31 @@ _FOLDERS: Final = {
     str(parent) for name in artifact.MEMBERS for parent in PurePosixPath(name).parents
 } - {"."}
 _KEYS: Final = itertools.count()
-# Bytes of a float64.
-_WIDEST: Final = 8
+_TYPES: Final = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+_WIDEST: Final = max(dtype.itemsize for dtype in _TYPES.values())
 _MAX_HEADER_BYTES: Final = 1 << 16
+
+
+class _Slot(BaseModel):
+    """What a packed file's header says of its one tensor, which fills the rest of the file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dtype: Literal["F16", "BF16", "F32"]
+    shape: tuple[int]
+    data_offsets: tuple[Literal[0], int]
+
+
+class _Header(BaseModel):
+    """The header of a safetensors file, of the one form that training writes.
+
+    It is JSON, behind its size in 8 bytes (https://github.com/huggingface/safetensors, "Format").
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    metadata: dict[str, str] = Field(alias="__metadata__")
+    slot: _Slot = Field(alias=artifact.PACKED_TENSOR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,35 +223,35 @@ def _read_packed(checked: Checked) -> torch.Tensor:
     """The packed weights as they are stored, ``[layout.size]``.
 
     The file is read once: what has the right hash is what is used, whatever becomes of the file
-    meanwhile. It has no more bytes than its layout needs, in the widest type.
+    meanwhile. safetensors would map it for a second time, or copy it, which costs a third of all.
     """
     path = checked.packed
-    if path.stat().st_size > checked.layout.size * _WIDEST + _MAX_HEADER_BYTES:
-        raise _invalid(f"{path.name} is larger than its layout")
-    content = path.read_bytes()
+    content = _read(path, checked.layout.size * _WIDEST + _MAX_HEADER_BYTES)
     if hashlib.sha256(content).hexdigest() != checked.manifest.packed_sha256:
         raise _invalid(f"{path.name} does not have the hash that the manifest gives")
+    start = 8 + int.from_bytes(content[:8], "little")
     try:
-        tensors = load(content)
-    except (SafetensorError, KeyError) as error:  # KeyError: a type that torch does not know
-        raise _invalid(f"{path.name} is no sound safetensors file") from error
-    if list(tensors) != [artifact.PACKED_TENSOR]:
-        raise _invalid(f"{path.name} must hold the one tensor {artifact.PACKED_TENSOR!r}")
-    if _metadata(content).get(artifact.PACKED_LAYOUT_KEY) != checked.manifest.layout_sha256:
+        header = _Header.model_validate_json(content[8:start])
+    except ValidationError as error:
+        raise _invalid(f"{path.name}: {explain(error)[:500]}") from error
+    if header.metadata.get(artifact.PACKED_LAYOUT_KEY) != checked.manifest.layout_sha256:
         raise _invalid(f"{path.name} has another layout than the manifest says")
-    stored = tensors[artifact.PACKED_TENSOR]
-    if list(stored.shape) != [checked.layout.size]:
+    dtype = _TYPES[header.slot.dtype]
+    size_bytes = checked.layout.size * dtype.itemsize
+    told = (header.slot.shape, header.slot.data_offsets)
+    if told != ((checked.layout.size,), (0, size_bytes)) or len(content) != start + size_bytes:
         raise _invalid(f"{path.name} has another size than its layout")
-    if not stored.dtype.is_floating_point:
-        raise _invalid(f"{path.name} does not hold floating-point numbers")
-    return stored
+    if start % dtype.itemsize:
+        raise _invalid(f"the weights of {path.name} do not lie at a multiple of their size")
+    return torch.frombuffer(content, dtype=dtype, offset=start)
 
 
-def _metadata(content: bytes) -> dict[str, str]:
-    """A sound safetensors file's metadata, which the library gives for paths only.
-
-    The header is JSON, behind its size in 8 bytes (https://github.com/huggingface/safetensors).
-    """
-    stop = 8 + int.from_bytes(content[:8], "little")
-    metadata: dict[str, str] = json.loads(content[8:stop]).get("__metadata__", {})
-    return metadata
+def _read(path: Path, most: int) -> bytearray:
+    with path.open("rb", buffering=0) as file:
+        content = bytearray(min(os.fstat(file.fileno()).st_size, most + 1))
+        rest = memoryview(content)
+        while rest and (count := file.readinto(rest)):
+            rest = rest[count:]
+    if rest or len(content) > most:
+        raise _invalid(f"{path.name} was cut, or is larger than its layout")
+    return content

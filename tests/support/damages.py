@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,6 +81,18 @@ def _other_tensor(folder: Path, _: Path) -> None:
     _save_packed(folder, load_file(folder / artifact.ADAPTER))
 
 
+def _with_header(edit: Callable[[bytes], bytes]) -> Callable[[Path, Path], None]:
+    """Another header before the same weights."""
+
+    def damage(folder: Path, _: Path) -> None:
+        content = (folder / artifact.PACKED).read_bytes()
+        stop = 8 + int.from_bytes(content[:8], "little")
+        header = edit(content[8:stop])
+        _rewrite_packed(folder, len(header).to_bytes(8, "little") + header + content[stop:])
+
+    return damage
+
+
 DAMAGES: dict[str, Callable[[Path, Path], object]] = {
     "missing adapter": lambda folder, _: (folder / artifact.ADAPTER).unlink(),
     "missing shell": lambda folder, _: (folder / artifact.TRITON_SHELL).unlink(),
@@ -97,6 +110,16 @@ DAMAGES: dict[str, Callable[[Path, Path], object]] = {
     "packed is cut": _cut,
     "packed is empty": lambda folder, _: _rewrite_packed(folder, b""),
     "packed is a pickle": lambda folder, _: _rewrite_packed(folder, pickle.dumps({"a": 1})),
+    "packed has no JSON": _with_header(lambda header: b"x" * len(header)),
+    "packed has another JSON": _with_header(lambda _: b"[]      "),
+    "packed lies askew": _with_header(lambda header: header + b" "),
+    "packed has a huge header": _with_header(lambda header: header + b" " * 8_000_000),
+    "packed says that it is smaller": _with_header(
+        lambda header: re.sub(rb"\[0, *(\d+)\]", lambda m: m[0].replace(b"[0", b"[8"), header)
+    ),
+    "packed goes on": lambda folder, _: _rewrite_packed(
+        folder, (folder / artifact.PACKED).read_bytes() + bytes(4)
+    ),
     "packed holds integers": _packed_of(np.int32),
     "packed is too short": _packed_of(np.float32, size=1),
     "packed has other tensors": _other_tensor,
