@@ -187,7 +187,7 @@ def _invalid(reason: str) -> LimnerError:
 def _check_members(folder: Path) -> None:
     """All members are there as plain files of a sane size, and nothing else is."""
     found = set()
-    for name, entry in _walk(folder, ""):
+    for name, entry in _walk(str(folder), ""):
         if entry.is_symlink():
             raise _invalid(f"{name[:80]!r} is a link")
         if name in artifact.MEMBERS and entry.is_file(follow_symlinks=False):
@@ -200,21 +200,19 @@ def _check_members(folder: Path) -> None:
         raise _invalid(f"{missing[0]} is missing")
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def _walk(folder: str, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Entries with their paths in the artifact; enters only the folders that it may have."""
-    with os.scandir(folder / prefix) as entries:
+    with os.scandir(folder) as entries:
         for entry in entries:
             name = f"{prefix}{entry.name}"
             yield name, entry
             if name in _FOLDERS and entry.is_dir(follow_symlinks=False):
-                yield from _walk(folder, f"{name}/")
+                yield from _walk(entry.path, f"{name}/")
 
 
 def _read_manifest(path: Path) -> Manifest:
-    if path.stat().st_size > artifact.MAX_MANIFEST_BYTES:
-        raise _invalid(f"its manifest is larger than {artifact.MAX_MANIFEST_BYTES} bytes")
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(_read(path, artifact.MAX_MANIFEST_BYTES))
     except ValidationError as error:
         raise _invalid(f"manifest: {explain(error)[:500]}") from error
 
@@ -253,5 +251,5 @@ def _read(path: Path, most: int) -> bytearray:
         while rest and (count := file.readinto(rest)):
             rest = rest[count:]
     if rest or len(content) > most:
-        raise _invalid(f"{path.name} was cut, or is larger than its layout")
+        raise _invalid(f"{path.name} was cut, or is larger than {most} bytes")
     return content

@@ -13,6 +13,7 @@ from uuid import uuid4
 import pytest
 
 from limner.contracts import artifact
+from limner.contracts.generation import GenerateResponse
 from tests.support.artifacts import write_artifact
 from tests.support.containers import SLOTS, TARGET_HEADER, TritonContainer
 from tests.support.damages import DAMAGES
@@ -156,25 +157,41 @@ def test_no_model_takes_the_place_of_base(base: Path, tmp_path: Path) -> None:
     container.http.close()
 
 
-def test_it_loads_from_where_the_platform_unpacks(base: Path, tmp_path: Path, monkeypatch) -> None:
-    """Triton knows SageMaker's path by its letters, so only there is its whole rule tried."""
+def test_it_loads_from_where_the_platform_unpacks(base: Path, tmp_path: Path) -> None:
+    """Triton knows SageMaker's path by its letters, so only there is its whole rule tried.
+
+    Two models: each is a folder ``model`` in a repository of its own, and Triton has no namespaces.
+    """
+    homes = [PLATFORM_ROOT / uuid4().hex for _ in range(2)]
     try:
-        PLATFORM_ROOT.mkdir(parents=True, exist_ok=True)
-        home = PLATFORM_ROOT / uuid4().hex
-        home.mkdir()
+        for home in homes:
+            home.mkdir(parents=True)
     except OSError as error:
         pytest.skip(f"{PLATFORM_ROOT}: {error.strerror}")
     try:
-        write_artifact(home / "model", base)
+        for seed, home in enumerate(homes):
+            write_artifact(home / "model", base, seed=seed)
         container = TritonContainer.start(
             base, tmp_path, extra={"LIMNER_MODELS_ROOT": str(PLATFORM_ROOT)}
         )
-        assert container.load(home.name, home / "model").status == 200
-        assert container.invoke(home.name, steps=1).status == 200
-        assert container.unload(home.name).status == 200
+        for home in homes:
+            assert container.load(home.name, home / "model").status == 200
+        one, other = (_image(container, home.name) for home in homes)
+        assert one != other
+        assert container.unload(homes[0].name).status == 200
+        assert container.invoke(homes[0].name, steps=1).status == 404
+        assert _image(container, homes[1].name) == other
+        assert container.unload(homes[1].name).status == 200
         assert container.stop() == 0
     finally:
-        shutil.rmtree(home)
+        for home in homes:
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _image(container: TritonContainer, name: str) -> bytes:
+    answer = container.invoke(name, steps=2, seed=7)
+    assert answer.status == 200, answer.text
+    return GenerateResponse.model_validate_json(answer.content).images[0].content
 
 
 def test_what_a_user_costs(container: TritonContainer, record_property) -> None:
