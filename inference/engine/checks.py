@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -51,12 +50,15 @@ class Checks:
         name: Of the threads.
         threads: Calls at the same time, at most.
         late: What whoever is given up at his deadline is told.
+        most: Calls that may wait; one more is ``ENDPOINT_BUSY``. None for any number.
     """
 
-    def __init__(self, name: str, threads: int, late: str) -> None:
+    def __init__(self, name: str, threads: int, late: str, most: int | None = None) -> None:
         self._late = late
+        self._most = most
         self._changed = threading.Condition()
-        self._waiting: deque[_Call] = deque()
+        # Calls that no thread has taken yet, in the order of their arrival.
+        self._waiting: dict[_Call, None] = {}
         # Calls that nobody was told of yet, in the order of their arrival.
         self._open: dict[_Call, None] = {}
         # When each call began that is running, given up or not.
@@ -78,22 +80,26 @@ class Checks:
             work: The call.
             deadline: ``perf_counter`` after which it is given up.
             done: Called once, from any thread: with None, with what ``work`` raised, or with
-                ``DEADLINE_EXCEEDED`` or ``GENERATION_FAILED``. It must not raise.
+                ``DEADLINE_EXCEEDED``, ``ENDPOINT_BUSY`` or ``GENERATION_FAILED``. It must not
+                raise.
         """
         call = _Call(work, deadline, done)
         with self._changed:
-            if not self._closing:
-                self._open[call] = None
-                self._waiting.append(call)
+            if self._closing:
+                refused = _stopped()
+            elif self._most is not None and len(self._waiting) >= self._most:
+                refused = LimnerError("ENDPOINT_BUSY", f"{self._most} requests wait already.")
+            else:
+                self._open[call] = self._waiting[call] = None
                 self._changed.notify_all()
                 return
-        done(_stopped())
+        done(refused)
 
     def close(self) -> None:
         """Takes no more, waits a moment for what runs, and gives up what is left."""
         with self._changed:
             self._closing = True
-            left = [call for call in self._waiting if call in self._open]
+            left = list(self._waiting)
             self._waiting.clear()
             self._changed.notify_all()
         for call in left:
@@ -116,16 +122,15 @@ class Checks:
             self._tell(call, error)
 
     def _next(self) -> _Call | None:
-        """The next call that is still wanted; None at the end."""
+        """The next call; None at the end."""
         with self._changed:
-            while True:
-                self._changed.wait_for(lambda: self._closing or self._waiting)
-                if not self._waiting:
-                    return None
-                call = self._waiting.popleft()
-                if call in self._open:
-                    self._began[call] = time.perf_counter()
-                    return call
+            self._changed.wait_for(lambda: self._closing or self._waiting)
+            if not self._waiting:
+                return None
+            call = next(iter(self._waiting))
+            del self._waiting[call]
+            self._began[call] = time.perf_counter()
+            return call
 
     def _mind(self) -> None:
         """Gives up what is overdue, until the end."""
@@ -147,6 +152,7 @@ class Checks:
             if call not in self._open:
                 return  # it was given up, or has ended just before
             del self._open[call]
+            self._waiting.pop(call, None)
             self._changed.notify_all()
         call.done(error)
 

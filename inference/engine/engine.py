@@ -156,7 +156,7 @@ class Engine:
         self._batcher = Batcher(
             Artist(base), self._residency, max_rows=max_rows, max_queue=max_queue
         )
-        self._guard = Guard(safety, answer_s) if safety else None
+        self._guard = Guard(safety, answer_s, max_queue) if safety else None
 
     @property
     def base(self) -> ResidentBase:

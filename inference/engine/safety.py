@@ -68,13 +68,14 @@ class Guard:
     Args:
         check: The app's.
         answer_s: Seconds that one call of it may take before the container counts as broken.
+        max_queue: Prompts that may wait; one more is ``ENDPOINT_BUSY``.
     """
 
-    def __init__(self, check: SafetyCheck, answer_s: float) -> None:
+    def __init__(self, check: SafetyCheck, answer_s: float, max_queue: int) -> None:
         self._check = check
         self._answer_s = answer_s
         late = f"The endpoint's check, or others before it, took longer than {answer_s:g} s."
-        self._prompts = Checks("prompts", _PROMPTS, late)
+        self._prompts = Checks("prompts", _PROMPTS, late, max_queue)
         self._images = Checks("images", _IMAGES, late)
 
     @property

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from inference import logs
 from inference.engine import checks as checks_module
 from inference.engine.base import ResidentBase
+from inference.engine.checks import Checks
 from inference.engine.engine import Engine, Generation
 from inference.engine.safety import Verdict, load_check
 from limner.contracts.errors import LimnerError
@@ -182,6 +184,28 @@ def test_an_engine_whose_check_does_not_return_is_closed_and_answers(
     with pytest.raises(LimnerError):
         stuck.ask().result(timeout=60)
     stuck.go_on.set()
+
+
+def test_no_more_prompts_wait_than_requests_may() -> None:
+    began, go_on = threading.Semaphore(0), threading.Event()
+    checks = Checks("test", threads=1, late="late", most=1)
+    outcomes: list[Exception | None] = []
+
+    def work() -> None:
+        began.release()
+        assert go_on.wait(60)
+
+    deadline = time.perf_counter() + 60
+    checks.run(work, deadline, outcomes.append)
+    assert began.acquire(timeout=60)
+    for _ in range(2):
+        checks.run(work, deadline, outcomes.append)
+    (refused,) = outcomes
+    assert isinstance(refused, LimnerError)
+    assert refused.code == "ENDPOINT_BUSY"
+    go_on.set()
+    until(lambda: outcomes[1:], lambda ended: ended == [None, None])
+    checks.close()
 
 
 def test_prompts_are_checked_side_by_side(
