@@ -137,6 +137,14 @@ class Stuck:
     def ask(self) -> Future[Generation]:
         return self.engine.submit("a", GenerateRequest(prompt="x", steps=1))
 
+    def end(self) -> None:
+        """Lets the calls return, and waits for their last words in the log."""
+        self.go_on.set()
+        guard = self.engine._guard
+        assert guard is not None
+        for checks in (guard._prompts, guard._images):
+            until(lambda checks=checks: checks.longest_s, lambda seconds: seconds == 0)
+
     def _hang(self, *_: object) -> Verdict:
         self.began.set()
         assert self.go_on.wait(60)
@@ -161,8 +169,8 @@ def test_while_a_call_of_the_check_does_not_return_the_engine_is_unsound(
         assert code(stuck.ask()) == "DEADLINE_EXCEEDED"  # who waits behind it, too
     until(lambda: stuck.engine.is_sound, lambda sound: not sound)
     stuck.engine.unload("a")  # whoever was given up holds the model no longer
-    stuck.go_on.set()
-    until(lambda: stuck.engine.is_sound, bool)
+    stuck.end()
+    assert stuck.engine.is_sound
     stuck.engine.close()
 
 
@@ -183,7 +191,7 @@ def test_an_engine_whose_check_does_not_return_is_closed_and_answers(
     assert code(first) == code(second) == "GENERATION_FAILED"
     with pytest.raises(LimnerError):
         stuck.ask().result(timeout=60)
-    stuck.go_on.set()
+    stuck.end()
 
 
 def test_no_more_prompts_wait_than_requests_may() -> None:
