@@ -22,8 +22,8 @@ import torch
 
 from benchmarks.bases import SIZES, save_base
 from benchmarks.laptop import machine
-from benchmarks.measured import device_name, synchronised
-from benchmarks.training import Round, alone, fused, say
+from benchmarks.measured import device_name, say, synchronised
+from benchmarks.training import Round, alone, fused
 from training.base import Base, load_base
 
 USERS: Final = (1, 4, 8, 16)

@@ -62,9 +62,8 @@ from limner.contracts import artifact
 from limner.contracts import triton as wire
 from limner.contracts.generation import JSON_TYPE
 from tests.support.artifacts import write_artifact
-from tests.support.containers import TARGET_HEADER, Container, TritonContainer
+from tests.support.containers import SHELLS, TARGET_HEADER, Container
 
-SHELLS: Final[dict[str, type[Container]]] = {"asgi": Container, "triton": TritonContainer}
 TRAFFICS: Final = ("uniform", "zipf")
 ZIPF_EXPONENT: Final = 1.1
 CLIENTS: Final = 16

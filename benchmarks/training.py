@@ -36,6 +36,7 @@ from PIL import Image
 
 from benchmarks.bases import save_base
 from benchmarks.laptop import machine
+from benchmarks.measured import say
 from limner.contracts.tasks import Task
 from limner.contracts.training import TrainingConfig
 from tests.support.alone import train_alone_with_peft
@@ -56,11 +57,6 @@ SINGLE_JOBS = 5
 EQUAL = 1e-5
 
 Round = Callable[[], None]
-
-
-def say(figure: str, **values: object) -> None:
-    """Prints a figure."""
-    print(json.dumps({"figure": figure, **values}), flush=True)
 
 
 def config_of(user: int, **changes: object) -> TrainingConfig:

@@ -11,6 +11,11 @@ Facts = dict[str, object]
 """What is added to a question's line in the log."""
 
 
+def stopped() -> LimnerError:
+    """What whoever is still waiting is told when the server shuts down."""
+    return LimnerError("GENERATION_FAILED", "The server is shutting down.")
+
+
 def named(event: str, facts: Facts, raised: Exception) -> LimnerError:
     """The registry's error for an exception that is being handled.
 

@@ -26,11 +26,11 @@ from typing import Final, TypeVar
 import torch
 
 from inference.engine.bank import Residency, Seat, shares_of
-from inference.engine.checks import STOPPED
 from inference.engine.denoise import Artist, Drawing, Pass, Pixels
 from inference.engine.memory import is_out_of_memory
 from inference.engine.reader import Adapter
 from inference.logs import log
+from inference.reports import stopped
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
 
@@ -194,7 +194,7 @@ class Batcher:
         """
         with self._changed:
             if self._stopping:
-                raise LimnerError("GENERATION_FAILED", STOPPED)
+                raise stopped()
             if len(self._waiting) >= self._max_queue:
                 raise LimnerError("ENDPOINT_BUSY", f"{self._max_queue} requests wait already.")
             own = sum(other.adapter.key == order.adapter.key for other in self._waiting)
@@ -223,9 +223,8 @@ class Batcher:
             self._stopping = True
             waiting = list(self._waiting)
             self._waiting.clear()
-        stopped = LimnerError("GENERATION_FAILED", STOPPED)
         for order in [*(member.order for member in self._members), *waiting]:
-            order.done(stopped)
+            order.done(stopped())
 
     def _round(self) -> None:
         self._sweep()

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from inference.reports import stopped
 from limner.contracts.errors import LimnerError
 
-STOPPED: Final = "The server is shutting down."
 # With 20 s of grace before and 5 s of flushing after it, within the 30 s of a container's end.
 _CLOSE_S: Final = 2.0
 
@@ -86,7 +86,7 @@ class Checks:
         call = _Call(work, deadline, done)
         with self._changed:
             if self._closing:
-                refused = _stopped()
+                refused = stopped()
             elif self._most is not None and len(self._waiting) >= self._most:
                 refused = LimnerError("ENDPOINT_BUSY", f"{self._most} requests wait already.")
             else:
@@ -103,12 +103,12 @@ class Checks:
             self._waiting.clear()
             self._changed.notify_all()
         for call in left:
-            self._tell(call, _stopped())
+            self._tell(call, stopped())
         with self._changed:
             self._changed.wait_for(lambda: not self._open, timeout=_CLOSE_S)
             left = list(self._open)
         for call in left:
-            self._tell(call, _stopped())
+            self._tell(call, stopped())
 
     def _work(self) -> None:
         while (call := self._next()) is not None:
@@ -155,7 +155,3 @@ class Checks:
             self._waiting.pop(call, None)
             self._changed.notify_all()
         call.done(error)
-
-
-def _stopped() -> LimnerError:
-    return LimnerError("GENERATION_FAILED", STOPPED)

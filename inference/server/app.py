@@ -26,10 +26,9 @@ from starlette.routing import Route
 from inference.answers import Form, encode_answer
 from inference.bodies import model_folder
 from inference.capture import Capture
-from inference.engine.checks import STOPPED
 from inference.engine.engine import Engine, Generation, LoadedModel
 from inference.logs import fingerprint
-from inference.reports import Facts, named, report
+from inference.reports import Facts, named, report, stopped
 from inference.server.progress import EVENTS_TYPE, Progress
 from inference.server.requests import LoadRequest, check_name, read_body, read_page
 from limner.contracts.errors import LimnerError
@@ -135,7 +134,7 @@ async def _unless_gone(request: Request, future: Future[Generation]) -> Generati
             raise LimnerError("GENERATION_CANCELLED")
         return drawing.result()
     except asyncio.CancelledError:  # the time of grace after SIGTERM is over
-        raise LimnerError("GENERATION_FAILED", STOPPED) from None
+        raise stopped() from None
     finally:
         gone.cancel()
         drawing.cancel()  # nothing happens to what is done

@@ -19,10 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from inference.answers import Form, encode_answer
 from inference.bodies import model_folder, parse_body
 from inference.capture import Capture
-from inference.engine.checks import STOPPED
 from inference.engine.engine import Engine, Generation
 from inference.logs import fingerprint, log
-from inference.reports import Facts, named, report
+from inference.reports import Facts, named, report, stopped
 from inference.triton.shells import check_shell, remove_bytecode
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
@@ -212,6 +211,6 @@ def _outcome(event: str, facts: Facts, work: Callable[[], T]) -> T | LimnerError
     try:
         return work()
     except CancelledError:
-        return LimnerError("GENERATION_FAILED", STOPPED)
+        return stopped()
     except Exception as raised:  # noqa: BLE001 (the process boundary: an answer, and a line)
         return named(event, facts, raised)

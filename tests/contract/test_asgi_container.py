@@ -14,12 +14,6 @@ from limner.contracts import artifact
 from tests.support.artifacts import write_artifact
 from tests.support.containers import Answer, Container
 from tests.support.damages import DAMAGES
-from tests.support.pipelines import save_random_pipeline
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_random_pipeline(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

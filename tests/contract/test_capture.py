@@ -17,10 +17,8 @@ from limner import local
 from limner.contracts.capture import CapturedGeneration
 from limner.contracts.generation import SMALLEST, GenerateResponse
 from tests.support.artifacts import write_artifact
-from tests.support.containers import PROMPT, STOP_DEADLINE_S, Answer, Container, TritonContainer
-from tests.support.pipelines import save_random_pipeline
+from tests.support.containers import PROMPT, SHELLS, STOP_DEADLINE_S, Answer, Container
 
-SHELLS = {"asgi": Container, "triton": TritonContainer}
 # Of the second one nobody could tell whose it is.
 TARGETS = {"known": "zebrauser/dog/v3.tar.gz", "unknown": "zebrauser.tar.gz"}
 AWS = {
@@ -29,11 +27,6 @@ AWS = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "LIMNER_CAPTURE_BUCKET": "captured",
 }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_random_pipeline(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture

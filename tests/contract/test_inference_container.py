@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from tests.support.artifacts import write_artifact
 from tests.support.containers import (
     PROMPT,
     REPOSITORY,
+    SHELLS,
     START_DEADLINE_S,
     STOP_DEADLINE_S,
     Answer,
@@ -38,12 +40,6 @@ from tests.support.pipelines import save_random_pipeline
 
 # SageMaker gives /ping 2 s (developer guide, how your container should respond to health checks).
 PING_LIMIT_S = 2
-SHELLS = {"asgi": Container, "triton": TritonContainer}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_random_pipeline(tmp_path_factory.mktemp("base"))
 
 
 def _started(
@@ -296,14 +292,20 @@ def test_both_shells_draw_the_same_image(
     assert max(differences) <= 1
 
 
+def of_alpha(shell: str, base: Path, folder: Path, **options: Any) -> Container:
+    """A container of its own, with one model loaded."""
+    container = SHELLS[shell].start(base, folder, **options)
+    write_artifact(container.models / "alpha" / "model", base)
+    assert container.load("alpha").status == 200
+    return container
+
+
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_container_that_can_draw_no_more_answers_and_says_so(
     shell: str, base: Path, tmp_path: Path
 ) -> None:
     """So that the platform starts it anew: by /ping, or by its end where Triton answers /ping."""
-    container = SHELLS[shell].start(base, tmp_path, scarce=True)
-    write_artifact(container.models / "alpha" / "model", base)
-    assert container.load("alpha").status == 200
+    container = of_alpha(shell, base, tmp_path, scarce=True)
     assert container.get("/ping").status == 200
     answer = container.invoke("alpha", prompt=scarce.FATAL)
     assert answer.refusal[1] == "INTERNAL", answer.text
@@ -322,9 +324,7 @@ def test_a_check_that_never_returns_costs_answers_and_then_the_container(
     shell: str, base: Path, tmp_path: Path, prompt: str
 ) -> None:
     check = {"LIMNER_SAFETY": "tests.support.hanging:CHECK"}
-    container = SHELLS[shell].start(base, tmp_path, extra=check)
-    write_artifact(container.models / "alpha" / "model", base)
-    assert container.load("alpha").status == 200
+    container = of_alpha(shell, base, tmp_path, extra=check)
     assert container.invoke("alpha", steps=1).status == 200
     answer = container.invoke("alpha", prompt=prompt, steps=1)
     assert answer.refusal == (400 if shell == "triton" else 504, "DEADLINE_EXCEEDED")
@@ -339,9 +339,7 @@ def test_a_check_that_never_returns_costs_answers_and_then_the_container(
 @pytest.mark.parametrize("shell", SHELLS)
 def test_sigterm_while_a_check_hangs_is_answered(shell: str, base: Path, tmp_path: Path) -> None:
     check = {"LIMNER_SAFETY": "tests.support.hanging:PATIENT"}
-    container = SHELLS[shell].start(base, tmp_path, extra=check)
-    write_artifact(container.models / "alpha" / "model", base)
-    assert container.load("alpha").status == 200
+    container = of_alpha(shell, base, tmp_path, extra=check)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(container.invoke, "alpha", prompt=hanging.IMAGES_HANG, steps=1)
         until(lambda: [line["event"] for line in container.lines()], lambda e: "content" in e)
@@ -354,9 +352,7 @@ def test_sigterm_while_a_check_hangs_is_answered(shell: str, base: Path, tmp_pat
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_sigterm_lets_a_running_request_end(shell: str, base: Path, tmp_path: Path) -> None:
-    container = SHELLS[shell].start(base, tmp_path)
-    write_artifact(container.models / "alpha" / "model", base)
-    assert container.load("alpha").status == 200
+    container = of_alpha(shell, base, tmp_path)
     with ThreadPoolExecutor(1) as pool:
         drawing = pool.submit(container.invoke, "alpha", steps=100, images=8)
         container.wait_until_drawing()

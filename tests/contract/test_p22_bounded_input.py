@@ -20,19 +20,12 @@ import pytest
 
 from limner.contracts.generation import GeneratedImage, GenerateResponse
 from tests.support.artifacts import write_artifact
-from tests.support.containers import Container, TritonContainer
+from tests.support.containers import SHELLS, Container
 from tests.support.hostile import Call, Caller, Reply, ask
-from tests.support.pipelines import save_random_pipeline
 
-SHELLS = {"asgi": Container, "triton": TritonContainer}
 CASES = {"asgi": 4_000, "triton": 1_000}
 KNOWN = "alpha"
 OTHERS = ("beta", "gamma", "delta")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_random_pipeline(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(params=SHELLS)

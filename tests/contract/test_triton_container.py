@@ -18,7 +18,6 @@ from tests.support.artifacts import write_artifact
 from tests.support.containers import SLOTS, TARGET_HEADER, TritonContainer
 from tests.support.damages import DAMAGES
 from tests.support.laptop import until
-from tests.support.pipelines import save_random_pipeline
 
 PLATFORM_ROOT = Path("/opt/ml/models")
 # Where Triton and the reader could get in each other's way; all others are the reader's alone.
@@ -31,11 +30,6 @@ SAMPLE = (
     "not a number",
     "rank over the limit",
 )
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_random_pipeline(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

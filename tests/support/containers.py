@@ -257,6 +257,9 @@ class TritonContainer(Container):
         )
 
 
+SHELLS: dict[str, type[Container]] = {"asgi": Container, "triton": TritonContainer}
+
+
 def triton_environment(folder: Path) -> dict[str, str]:
     """What ``serve`` is told in tests.
 

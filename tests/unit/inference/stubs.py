@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from inference.engine.denoise import is_guided
+from inference.engine.engine import Generation
 from inference.engine.lora import Share
+from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
 
 
@@ -92,6 +95,13 @@ class StubArtist:
             np.full((drawing.request.images, 1, 1, 3), next(iter(drawing.seen)))
             for drawing in drawings
         ]
+
+
+def code(future: Future[Generation]) -> str:
+    """The code of the error that a generation ends with."""
+    error = future.exception(timeout=60)
+    assert isinstance(error, LimnerError)
+    return error.code
 
 
 def take_all_memory(*_: object) -> None:

@@ -17,7 +17,7 @@ from inference.engine.engine import Engine, Generation
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
 from tests.support.artifacts import write_artifact
-from tests.unit.inference.stubs import Gate, StubArtist, take_all_memory
+from tests.unit.inference.stubs import Gate, StubArtist, code, take_all_memory
 
 USERS = ("a", "b", "c", "d")
 
@@ -67,12 +67,6 @@ def studio(
     found = Studio(base, artifacts, **limits)
     yield found
     found.close()
-
-
-def code(future: Future[Generation]) -> str:
-    error = future.exception(timeout=30)
-    assert isinstance(error, LimnerError)
-    return error.code
 
 
 def test_a_lone_request_is_drawn_at_once_and_others_join_at_the_next_step(studio: Studio) -> None:

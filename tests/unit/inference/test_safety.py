@@ -22,6 +22,7 @@ from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
 from tests.support.artifacts import write_artifact
 from tests.support.laptop import until
+from tests.unit.inference.stubs import code
 
 
 class Prudish:
@@ -149,12 +150,6 @@ class Stuck:
         self.began.set()
         assert self.go_on.wait(60)
         return Verdict(True)
-
-
-def code(future: Future[Generation]) -> str:
-    error = future.exception(timeout=60)
-    assert isinstance(error, LimnerError)
-    return error.code
 
 
 @pytest.mark.parametrize("what", ["check_prompt", "check_image"])
