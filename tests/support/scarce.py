@@ -6,7 +6,6 @@ does when torch finds no memory; at another, drawing raises what torch raises fo
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -14,7 +13,7 @@ import torch
 
 from inference.engine.denoise import Artist, Drawing
 from inference.engine.engine import Engine, Generation
-from inference.server.__main__ import main
+from inference.server.__main__ import leave, main
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
 
@@ -49,4 +48,4 @@ Engine.submit = submit  # type: ignore[method-assign]
 Artist.begin = begin  # type: ignore[method-assign]
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
