@@ -35,7 +35,6 @@ import itertools
 import json
 import os
 import re
-import signal
 import subprocess
 import tempfile
 import time
@@ -49,6 +48,7 @@ from typing import Any, Final
 
 import httpx
 import numpy as np
+import psutil
 from PIL import Image
 from safetensors import safe_open
 
@@ -62,7 +62,7 @@ from limner.contracts import artifact
 from limner.contracts import triton as wire
 from limner.contracts.generation import JSON_TYPE
 from tests.support.artifacts import write_artifact
-from tests.support.containers import SHELLS, TARGET_HEADER, Container
+from tests.support.containers import SHELLS, TARGET_HEADER, Container, ended, family
 
 TRAFFICS: Final = ("uniform", "zipf")
 ZIPF_EXPONENT: Final = 1.1
@@ -287,25 +287,15 @@ async def drive(
 # -- The containers -------------------------------------------------------------------------------
 
 
-def processes(pid: int) -> list[int]:
-    """A process and all that come from it."""
-    found = [pid]
-    with suppress(OSError):  # it has ended meanwhile
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            for child in children.read_text().split():
-                found += processes(int(child))
-    return found
-
-
 def memory_mb(pid: int) -> dict[str, int]:
     """Memory of a process and all that come from it, in MB (10^6 bytes)."""
-    kb: Counter[str] = Counter()
-    for each in processes(pid):
-        with suppress(OSError):
-            for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines():
-                if line.startswith(("Rss:", "Pss:")):
-                    kb[line[:3].lower()] += int(line.split()[1])
-    return {f"{kind}_mb": round(kb[kind] * 1024 / 1e6) for kind in ("rss", "pss")}
+    used: Counter[str] = Counter()
+    for process in family(pid):
+        with suppress(psutil.NoSuchProcess):
+            memory = process.memory_full_info()
+            used["rss"] += memory.rss
+            used["pss"] += memory.pss
+    return {f"{kind}_mb": round(used[kind] / 1e6) for kind in ("rss", "pss")}
 
 
 class Ground:
@@ -346,19 +336,12 @@ class Ground:
             "LIMNER_SLOT_BYTES": str(self._adapters_bytes),
         }
         folder = self._place / f"c{next(self._containers)}"
-        container = SHELLS[shell].start(self._base, folder, extra=settings)
-        container.models = self._models
-        try:
+        with ended():
+            container = SHELLS[shell].start(self._base, folder, extra=settings)
+            container.models = self._models
             yield container
-        finally:
-            alive = processes(container.process.pid)
-            try:
+            with suppress(subprocess.TimeoutExpired):  # Triton, in the middle of unloading many
                 container.stop()
-            except subprocess.TimeoutExpired:  # Triton, in the middle of unloading many
-                for pid in alive:
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                container.process.wait()
 
 
 def unpacked(container: Container, name: str) -> Path:

@@ -33,6 +33,9 @@ class Settings(BaseSettings):
         safety: Content check, ``module:attribute`` (``inference.engine.safety``).
         max_rank: Highest rank of an adapter; training's own limit.
         device: Where the base runs; ``auto`` takes a GPU where there is one.
+        grace_s: Seconds after SIGTERM in which requests may end by themselves, of the 30 s after
+            which SageMaker sends SIGKILL. Then what is running is ended at its next denoising
+            step, calls of the content check get 2 s, what is captured 5 s; Triton takes 3 s more.
         torch_threads: Threads of one CPU operation; 0 leaves it to torch.
         capture_bucket: Bucket that keeps what is drawn, below ``generations/``; empty for none.
     """
@@ -55,6 +58,7 @@ class Settings(BaseSettings):
     max_rank: int = Field(default=256, ge=1, validation_alias="LIMNER_MAX_RANK")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", validation_alias="LIMNER_DEVICE")
     torch_threads: int = Field(default=0, ge=0, validation_alias="LIMNER_TORCH_THREADS")
+    grace_s: int = Field(default=16, ge=0, le=20, validation_alias="LIMNER_GRACE_S")
     capture_bucket: str = Field(
         default="",
         pattern=r"^([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])?$",

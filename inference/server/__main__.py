@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 from types import FrameType
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from pydantic import ValidationError
 
@@ -15,10 +15,6 @@ from inference.opening import open_engine
 from inference.settings import Settings
 from limner.contracts.errors import LimnerError
 from limner.contracts.training import explain
-
-# SageMaker sends SIGKILL 30 s after SIGTERM. Requests get 20 s to end by themselves; then the
-# engine ends the running one at its next denoising step, and what is captured gets 5 s.
-GRACE_S: Final = 20
 
 
 def main() -> int:
@@ -64,7 +60,7 @@ def serve(settings: Settings) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=GRACE_S,
+            timeout_graceful_shutdown=settings.grace_s,
         )
     )
     with socket.create_server((settings.host, settings.port), backlog=128) as listener:

@@ -103,6 +103,7 @@ class Watched:
 
     def close(self) -> None:
         """Ends the wait for a ``base`` that has never come."""
+        _hang_up(self._listener)  # to close it alone does not end the wait
         self._listener.close()
         self._path.unlink(missing_ok=True)
 

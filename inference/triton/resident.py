@@ -30,6 +30,7 @@ Message = Any
 """A request or a response; Triton has no types."""
 
 _LOOK_EVERY_S: Final = 1.0
+_LAST_WORDS_S: Final = 2.0
 
 
 class TritonPythonModel:
@@ -79,6 +80,8 @@ class TritonPythonModel:
             if not self._desk.is_sound:
                 log("nothing can be drawn any more", {})
                 self._desk.close()
+                # What was sent has yet to pass through Triton, which is killed with us.
+                self._ended.wait(_LAST_WORDS_S)
                 self._lifeline.cut()
                 return
 

@@ -25,10 +25,6 @@ from limner.contracts.errors import LimnerError
 from limner.contracts.training import explain
 from limner.contracts.triton import RESIDENT
 
-# SageMaker sends SIGKILL 30 s after SIGTERM. Requests get 18 s to end by themselves; then the
-# engine ends what is running at its next denoising step, and what is captured gets 5 s. Triton
-# itself takes 2 s more, for it looks once a second at what is still there.
-GRACE_S: Final = 18
 # Triton unloads `base` only when nothing is running, and has ended all at this time whatever runs.
 EXIT_S: Final = 29
 # Linux keeps a socket's path in 108 bytes, with a zero at the end.
@@ -41,10 +37,10 @@ def main() -> int:
     """Runs Triton; returns the exit code."""
     set_up()
     try:
-        read_card(Settings().base_dir)
-        settings = TritonSettings()
+        ours, settings = Settings(), TritonSettings()
+        read_card(ours.base_dir)
         _check(settings)
-        return run(settings)
+        return run(settings, ours.grace_s)
     except ValidationError as error:
         log("not started", {"code": "INVALID_INPUT", "reason": explain(error)})
     except LimnerError as error:
@@ -55,8 +51,13 @@ def main() -> int:
     return 1
 
 
-def run(settings: TritonSettings) -> int:
+def run(settings: TritonSettings, grace_s: float) -> int:
     """Runs Triton until it ends, a model's process dies, or a signal comes.
+
+    Args:
+        settings: Triton's.
+        grace_s: Seconds after a signal in which requests may end by themselves; then ``base`` is
+            told to end them. Triton would not tell.
 
     Returns:
         0 if Triton has ended by itself or after a signal that it has obeyed. Its exit code else; 1
@@ -72,7 +73,7 @@ def run(settings: TritonSettings) -> int:
     def pass_on(number: int, _frame: FrameType | None) -> None:
         asked.set()
         triton.send_signal(number)
-        timer = threading.Timer(GRACE_S, lifeline.call_time)
+        timer = threading.Timer(grace_s, lifeline.call_time)
         timer.daemon = True  # Triton may end sooner, and so should we
         timer.start()
 

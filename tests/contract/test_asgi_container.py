@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,11 +13,13 @@ from limner.contracts import artifact
 from tests.support.artifacts import write_artifact
 from tests.support.containers import Answer, Container
 from tests.support.damages import DAMAGES
+from tests.support.held import HELD
+from tests.support.laptop import until
 
 
 @pytest.fixture(scope="module")
 def running(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
-    container = Container.start(base, tmp_path_factory.mktemp("c"))
+    container = Container.start(base, tmp_path_factory.mktemp("c"), scarce=True)
     for seed, name in enumerate(("alpha", "beta", "gamma")):
         write_artifact(container.models / name / "model", base, seed=seed)
     yield container
@@ -97,16 +98,14 @@ def test_unload_waits_while_an_image_is_drawn(container: Container) -> None:
     # thread that both have (docs/serving-triton.md).
     container.load("alpha")
     with ThreadPoolExecutor(2) as pool:
-        drawing = pool.submit(container.invoke, "alpha", steps=100, images=8)
-        container.wait_until_drawing()
-        unloading_since = time.monotonic()
+        drawing = pool.submit(container.invoke, "alpha", prompt=HELD, steps=1)
+        container.gate.wait_for(requests=1)
         unloading = pool.submit(container.unload, "alpha")
+        until(lambda: container.get("/models/alpha").status, lambda status: status == 404)
+        assert not unloading.done()
+        container.gate.open()
         assert drawing.result().status == 200
-        drawing_s = time.monotonic() - unloading_since
         assert unloading.result().status == 200
-    # Unloading takes some milliseconds by itself. It ends with the drawing, which is a little
-    # before the answer with the encoded images.
-    assert unloading.result().elapsed_s > drawing_s / 2
     assert container.loaded() == []
 
 

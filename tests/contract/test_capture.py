@@ -56,7 +56,12 @@ def images(answer: Answer) -> list[np.ndarray]:
 
 def started(shell: str, base: Path, folder: Path, endpoint_url: str) -> Container:
     # So that one test can ask for more than any machine draws in the time that it has.
-    extra = {**AWS, "AWS_ENDPOINT_URL": endpoint_url, "LIMNER_MAX_REQUEST_ROWS": "4096"}
+    extra = {
+        **AWS,
+        "AWS_ENDPOINT_URL": endpoint_url,
+        "LIMNER_MAX_REQUEST_ROWS": "4096",
+        "LIMNER_GRACE_S": "3",
+    }
     server = SHELLS[shell].start(base, folder / "c", extra=extra)
     server.target = TARGETS.__getitem__
     for name in TARGETS:
@@ -118,7 +123,8 @@ def test_answers_lie_in_the_bucket_after_sigterm(
 
     assert figures(server) == {"written": 2, "dropped": 0, "failed": 0}
     fates = [line.get("capture") for line in server.lines() if line["event"] == "invoke"]
-    assert fates == ["taken", "taken", "unnamed", "prefetch"]
+    # Who was answered by another thread may be written down first.
+    assert sorted(map(str, fates)) == ["prefetch", "taken", "taken", "unnamed"]
     metrics = [line for line in server.lines() if "CapturesWritten" in line and "Base" in line]
     assert sum(int(str(line["CapturesWritten"])) for line in metrics) == 2
     assert sum(int(str(line["CapturesUnnamed"])) for line in metrics) == 1
@@ -146,9 +152,10 @@ def test_a_request_that_outlasts_triton_s_end_costs_no_capture(
     assert server.invoke("known", steps=1).status == 200
     wish = {"steps": 100, "images": 3, "height": 192, "width": 192}
     with ThreadPoolExecutor(4) as pool:
-        # One after the other, for they are of one user: far more than 18 s of them.
+        # One after the other, for they are of one user: far more than the grace of them.
+        begins = server.when_drawing()
         running = [pool.submit(server.invoke, "known", **wish) for _ in range(4)]
-        server.wait_until_drawing()
+        begins()
         server.process.terminate()
         assert server.process.wait(STOP_DEADLINE_S) == 0, "it ends before SIGKILL"
         answers = [one.result() for one in running]

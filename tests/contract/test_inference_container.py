@@ -35,6 +35,7 @@ from tests.support.containers import (
     TritonContainer,
     triton_environment,
 )
+from tests.support.held import HELD
 from tests.support.laptop import until
 from tests.support.pipelines import save_random_pipeline
 
@@ -251,15 +252,16 @@ def test_an_adapter_of_another_base_is_refused(container: Container, tmp_path: P
 def test_ping_answers_while_an_image_is_drawn(container: Container) -> None:
     container.load("alpha")
     with ThreadPoolExecutor(1) as pool:
-        drawing = pool.submit(container.invoke, "alpha", steps=100, images=8)
-        container.wait_until_drawing()
+        begins = container.when_drawing()
+        drawing = pool.submit(container.invoke, "alpha", steps=100, height=128, width=128)
+        begins()
         slowest_s, pings = 0.0, 0
         while not drawing.done():
             started = time.monotonic()
             assert container.get("/ping").status == 200
             slowest_s = max(slowest_s, time.monotonic() - started)
             pings += 1
-        assert len(images(drawing.result())) == 8
+        assert drawing.result().status == 200
     assert pings > 3, "the drawing was too short to test anything"
     assert slowest_s < PING_LIMIT_S, f"{pings} pings, the slowest took {slowest_s:.2f} s"
 
@@ -338,8 +340,8 @@ def test_a_check_that_never_returns_costs_answers_and_then_the_container(
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_sigterm_while_a_check_hangs_is_answered(shell: str, base: Path, tmp_path: Path) -> None:
-    check = {"LIMNER_SAFETY": "tests.support.hanging:PATIENT"}
-    container = of_alpha(shell, base, tmp_path, extra=check)
+    extra = {"LIMNER_SAFETY": "tests.support.hanging:PATIENT", "LIMNER_GRACE_S": "3"}
+    container = of_alpha(shell, base, tmp_path, extra=extra)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(container.invoke, "alpha", prompt=hanging.IMAGES_HANG, steps=1)
         until(lambda: [line["event"] for line in container.lines()], lambda e: "content" in e)
@@ -352,12 +354,12 @@ def test_sigterm_while_a_check_hangs_is_answered(shell: str, base: Path, tmp_pat
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_sigterm_lets_a_running_request_end(shell: str, base: Path, tmp_path: Path) -> None:
-    container = of_alpha(shell, base, tmp_path)
+    container = of_alpha(shell, base, tmp_path, scarce=True)
     with ThreadPoolExecutor(1) as pool:
-        drawing = pool.submit(container.invoke, "alpha", steps=100, images=8)
-        container.wait_until_drawing()
-        assert not drawing.done()
+        drawing = pool.submit(container.invoke, "alpha", prompt=HELD, steps=20, images=8)
+        container.gate.wait_for(requests=1)
         container.process.terminate()
+        container.gate.open()
         assert len(images(drawing.result())) == 8
     assert container.stop() == 0
     assert "stopped" in [line["event"] for line in container.lines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -11,15 +12,19 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from limner.contracts import triton as wire
 from limner.contracts.generation import JSON_TYPE
+from tests.support.held import GATE_VARIABLE, Gate
+from tests.support.laptop import until
 
 REPOSITORY = Path(__file__).parents[2]
 SLOTS = 3
@@ -28,6 +33,11 @@ PROMPT = "a photo of {token} with {braces} zebrapainting"
 TARGET_HEADER = "X-Amzn-SageMaker-Target-Model"
 START_DEADLINE_S = 180
 STOP_DEADLINE_S = 30
+
+# Below those that Linux gives away by itself, and others for each of pytest's processes.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = itertools.count(20_000 + 500 * _WORKER)
+_started: list[subprocess.Popen[bytes]] = []
 
 _UNPACKED = REPOSITORY / "build" / "triton"
 _TRITON = _UNPACKED / "pytriton" / "tritonserver"
@@ -90,7 +100,7 @@ class Container:
         Args:
             base: Folder of the base.
             folder: For its models and its log.
-            scarce: Whether memory ends at a certain prompt (``tests.support.scarce``).
+            scarce: Whether it fails and waits at certain prompts (``tests.support.scarce``).
             extra: Other settings.
         """
         models, log = folder / "models", folder / "log.jsonl"
@@ -139,23 +149,28 @@ class Container:
         names = sorted(path.name for path in self.models.iterdir())
         return [name for name in names if self.get(f"/models/{name}").status == 200]
 
+    @property
+    def gate(self) -> Gate:
+        """Where a scarce container's drawings of ``HELD`` wait; closed at first."""
+        return _gate(self.models)
+
     def drawing_pid(self) -> int:
         """The process that draws."""
         return self.process.pid
 
-    def wait_until_drawing(self) -> None:
-        """Returns when the drawing process, idle until now, has used 0.2 s of CPU time."""
-        stat = Path(f"/proc/{self.drawing_pid()}/stat")
+    def when_drawing(self) -> Callable[[], object]:
+        """To be called before a drawing begins; what it returns waits until it has.
 
-        def ticks() -> int:
-            fields = stat.read_text().rpartition(")")[2].split()
-            return int(fields[11]) + int(fields[12])  # utime and stime, see proc(5)
+        That is when the drawing process, idle until now, has used 0.2 s of CPU time.
+        """
+        process = psutil.Process(self.drawing_pid())
 
-        until = ticks() + os.sysconf("SC_CLK_TCK") // 5
-        deadline = time.monotonic() + 120
-        while ticks() < until:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        def used_s() -> float:
+            times = process.cpu_times()
+            return float(times.user + times.system)
+
+        begun_s = used_s() + 0.2
+        return lambda: until(used_s, lambda seconds: seconds >= begun_s)
 
     def stop(self) -> int:
         self.http.close()
@@ -193,7 +208,7 @@ class TritonContainer(Container):
         Args:
             base: Folder of the base.
             folder: For its models, its log and its sockets; a short path.
-            scarce: Whether memory ends at a certain prompt (``tests.support.scarce``).
+            scarce: Whether it fails and waits at certain prompts (``tests.support.scarce``).
             extra: Other settings.
         """
         if not (_UNPACKED / ".done").exists():
@@ -235,12 +250,19 @@ class TritonContainer(Container):
         return self._ask("POST", f"/models/{name}/invoke", name, content=wrapped, headers=headers)
 
     def drawing_pid(self) -> int:
-        return next(pid for pid in _descendants(self.process.pid) if "/base/1/" in _command(pid))
+        return self._pid_of("/base/1/")
 
     def thin_pid(self, name: str) -> int:
         """The process of one user's thin model."""
-        model = f"/{name}/model/1/"
-        return next(pid for pid in _descendants(self.process.pid) if model in _command(pid))
+        return self._pid_of(f"/{name}/model/1/")
+
+    def _pid_of(self, model: str) -> int:
+        """The process of a model, which has the path of its code among its arguments."""
+        return next(
+            process.pid
+            for process in family(self.process.pid)
+            if any(model in argument for argument in _arguments(process))
+        )
 
     def _answer(self, response: httpx.Response) -> Answer:
         media_type = response.headers.get("content-type", "")
@@ -284,8 +306,38 @@ def _scarce_repository(folder: Path) -> Path:
     return folder
 
 
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all that come from it; none where it has ended."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+@contextmanager
+def ended() -> Iterator[None]:
+    """Ends what was started within and runs on: a failed test's container must disturb no other."""
+    before = len(_started)
+    try:
+        yield
+    finally:
+        for process in _started[before:]:
+            with suppress(ProcessLookupError):  # all of its group have ended
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        del _started[before:]
+
+
+def _gate(models: Path) -> Gate:
+    return Gate(models.parent / "gate")
+
+
 def _environment(base: Path, models: Path) -> dict[str, str]:
+    gate = _gate(models)
+    gate.close()
     return {
+        GATE_VARIABLE: str(gate.folder),
         "OMP_NUM_THREADS": "1",
         "LIMNER_BIND_HOST": "127.0.0.1",
         "LIMNER_BASE_DIR": str(base),
@@ -300,21 +352,25 @@ def _port(port: str) -> dict[str, str]:
 
 
 def _free_port() -> int:
-    """A port that was free a moment ago: Triton cannot choose one by itself."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """A port that nobody else will take: Triton cannot choose one by itself."""
+    for port in _PORTS:
+        with suppress(OSError), socket.create_server(("0.0.0.0", port)):  # noqa: S104
+            return port
+    raise AssertionError("there are always more")
 
 
 def _spawn(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
             cwd=REPOSITORY,
+            start_new_session=True,
         )
+    _started.append(process)
+    return process
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
@@ -331,7 +387,7 @@ def _wait_until_healthy(container: Container) -> None:
     while True:
         try:
             assert container.http.get("/ping").status_code == 200
-        except httpx.ConnectError:
+        except httpx.TransportError:
             assert container.process.poll() is None, container.log.read_text()
             assert time.monotonic() < deadline, container.log.read_text()
             time.sleep(0.05)
@@ -349,15 +405,9 @@ def _json_lines(log: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in lines if line.startswith('{"time"')]
 
 
-def _descendants(pid: int) -> list[int]:
-    # A process may be started by any thread of its parent.
-    found = [
-        int(child)
-        for tasks in Path(f"/proc/{pid}/task").glob("*/children")
-        for child in tasks.read_text().split()
-    ]
-    return found + [grandchild for child in found for grandchild in _descendants(child)]
-
-
-def _command(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+def _arguments(process: psutil.Process) -> list[str]:
+    try:
+        arguments: list[str] = process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+    return arguments

@@ -234,7 +234,7 @@ def test_a_crash_of_triton_is_no_orderly_end(
     monkeypatch.setenv("LIMNER_TRITON_SOCKET", str(tmp_path / "base.sock"))
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
     with caplog.at_level(logging.INFO, "limner.inference"):
-        assert serve.run(TritonSettings()) == code
+        assert serve.run(TritonSettings(), grace_s=0.0) == code
     failed = [record for record in caplog.records if record.getMessage() == "triton has failed"]
     assert len(failed) == (code != 0)
 
