@@ -60,9 +60,9 @@ from benchmarks.serving import EQUAL, REGISTERED
 from benchmarks.ways import USERS, wish
 from limner.contracts import artifact
 from limner.contracts import triton as wire
-from limner.contracts.generation import JSON_TYPE
+from limner.contracts.generation import JSON_TYPE, TARGET_HEADER
 from tests.support.artifacts import write_artifact
-from tests.support.containers import SHELLS, TARGET_HEADER, Container, ended, family
+from tests.support.containers import SHELLS, Container, ended, family
 
 TRAFFICS: Final = ("uniform", "zipf")
 ZIPF_EXPONENT: Final = 1.1

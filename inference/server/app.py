@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -32,9 +32,7 @@ from inference.reports import Facts, named, report, stopped
 from inference.server.progress import EVENTS_TYPE, Progress
 from inference.server.requests import LoadRequest, check_name, read_body, read_page
 from limner.contracts.errors import LimnerError
-from limner.contracts.generation import GenerateRequest
-
-TARGET_HEADER: Final = "X-Amzn-SageMaker-Target-Model"
+from limner.contracts.generation import TARGET_HEADER, GenerateRequest
 
 Handler = Callable[[Request, Facts], Awaitable[Response]]
 

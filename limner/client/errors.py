@@ -22,7 +22,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as UnreachableError
 
 from limner.contracts.errors import REGISTRY, LimnerError
-from limner.contracts.triton import is_passing, own_words
+from limner.contracts.triton import own_words
 
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -125,8 +125,6 @@ def _of_container(error: ClientError) -> LimnerError:
         pass  # not our container's form: the text says what there is to say
     if code in REGISTRY and (REGISTRY[code].http_status == 400 or code in _CALLERS):
         return LimnerError(code, message)
-    if not code and is_passing(text):
-        return LimnerError("ENDPOINT_BUSY", "Triton was loading or unloading models.")
     reason = f"{code}: {message}" if code else message or "The container gave no reason."
     return LimnerError("GENERATION_FAILED", reason)
 

@@ -8,6 +8,8 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 JSON_TYPE: Final = "application/json"
+# The platform names a request's model to its container (developer guide, custom containers).
+TARGET_HEADER: Final = "X-Amzn-SageMaker-Target-Model"
 # InvokeEndpoint refuses larger bodies (SageMaker runtime API model).
 MAX_BODY_BYTES: Final = 6_291_456
 

@@ -12,9 +12,6 @@ from typing import Final
 
 _BINARY_TYPE: Final = "application/vnd.sagemaker-triton.binary+json;json-header-size="
 
-# What Triton 2.51 was seen to say of models that were there, while others were loaded and unloaded.
-_PASSING: Final = ("is not ready", "Request for unknown model")
-
 # The model that owns the engine (``inference/triton``).
 RESIDENT: Final = "base"
 
@@ -59,15 +56,6 @@ def unwrap(content: bytes, content_type: str) -> bytes:
     if size == content_type or not size.isdecimal():
         return content
     return content[int(size) :]
-
-
-def is_passing(text: str) -> bool:
-    """Whether an error is one of Triton's own that passes by itself.
-
-    Args:
-        text: The body of an answer that is an error.
-    """
-    return any(words in text for words in _PASSING)
 
 
 def own_words(text: str) -> str:

@@ -12,9 +12,9 @@ from uuid import uuid4
 import pytest
 
 from limner.contracts import artifact
-from limner.contracts.generation import GenerateResponse
+from limner.contracts.generation import TARGET_HEADER, GenerateResponse
 from tests.support.artifacts import write_artifact
-from tests.support.containers import SLOTS, TARGET_HEADER, TritonContainer
+from tests.support.containers import SLOTS, TritonContainer
 from tests.support.damages import DAMAGES
 from tests.support.held import HELD
 

@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from limner.contracts import triton as wire
-from limner.contracts.generation import JSON_TYPE
+from limner.contracts.generation import JSON_TYPE, TARGET_HEADER
 from tests.support.held import GATE_VARIABLE, Gate
 from tests.support.laptop import until
 
@@ -30,7 +30,6 @@ REPOSITORY = Path(__file__).parents[2]
 SLOTS = 3
 MAX_RANK = 8
 PROMPT = "a photo of {token} with {braces} zebrapainting"
-TARGET_HEADER = "X-Amzn-SageMaker-Target-Model"
 START_DEADLINE_S = 180
 STOP_DEADLINE_S = 30
 

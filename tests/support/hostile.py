@@ -16,8 +16,7 @@ from pathlib import Path
 
 from limner.contracts import triton as wire
 from limner.contracts.errors import LimnerError
-from limner.contracts.generation import MAX_BODY_BYTES
-from tests.support.containers import TARGET_HEADER
+from limner.contracts.generation import MAX_BODY_BYTES, TARGET_HEADER
 
 PATIENCE_S = 60
 MAX_HEAD_BYTES = 8_192

@@ -26,7 +26,7 @@ from typing import IO, cast
 from botocore.exceptions import ClientError
 
 from limner.contracts.errors import LimnerError
-from limner.contracts.generation import MAX_BODY_BYTES
+from limner.contracts.generation import MAX_BODY_BYTES, TARGET_HEADER
 from limner.local.errors import ServiceError
 from limner.local.objects import Location, Objects
 from limner.local.sagemaker.artifacts import unpack
@@ -37,7 +37,6 @@ from limner.local.sagemaker.hosting import (
     Reply,
 )
 
-TARGET_HEADER = "X-Amzn-SageMaker-Target-Model"
 # InvokeEndpoint answers within 60 s, the time to load included.
 ANSWER_WITHIN_S = 60
 _MAX_TARGET_CHARACTERS = 1024

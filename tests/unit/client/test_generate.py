@@ -157,17 +157,6 @@ def test_a_busy_endpoint_is_asked_again(aws: World, endpoint: Endpoint) -> None:
     assert len(aws.clock.sleeps) == 1
 
 
-def test_what_triton_says_while_it_loads_others_is_asked_again(
-    aws: World, endpoint: Endpoint
-) -> None:
-    aws.put_model("alice")
-    said = json.dumps({"error": "Request for unknown model: 'u7' is not found"})
-    endpoint.will_fail("ModelError", OriginalStatusCode=400, OriginalMessage=said)
-    endpoint.will_draw("alice/default/v1.tar.gz", [0])
-    assert len(aws.limner.generate("alice", "x").images) == 1
-    assert len(aws.clock.sleeps) == 1
-
-
 def test_other_formats_are_asked_for_and_saved(
     aws: World, endpoint: Endpoint, tmp_path: Path
 ) -> None:

@@ -17,6 +17,9 @@ from inference.engine.lora import Share
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
 
+# Every random adapter has it.
+LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+
 
 @dataclass
 class StubDrawing:
@@ -140,3 +143,10 @@ class Gate:
         """Lets all go on."""
         self._open.set()
         self._steps.release()
+
+
+class Painter(StubArtist):
+    """Draws small grey images."""
+
+    def finish(self, drawings: Sequence[StubDrawing]) -> list[np.ndarray]:
+        return [np.full((one.request.images, 8, 8, 3), 99, np.uint8) for one in drawings]

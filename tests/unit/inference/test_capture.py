@@ -4,11 +4,10 @@ import io
 import json
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 from botocore.exceptions import EndpointConnectionError
 from starlette.testclient import TestClient
@@ -19,23 +18,15 @@ from inference.capture import Capture
 from inference.engine import engine as engine_module
 from inference.engine.base import ResidentBase
 from inference.engine.engine import Engine
-from inference.server.app import TARGET_HEADER, build_app
+from inference.server.app import build_app
 from inference.settings import Settings
 from limner.contracts.capture import CapturedFile, CapturedGeneration
-from limner.contracts.generation import SMALLEST, GenerateRequest
+from limner.contracts.generation import SMALLEST, TARGET_HEADER, GenerateRequest
 from tests.support.artifacts import write_artifact
-from tests.unit.inference.stubs import StubArtist, StubDrawing
+from tests.unit.inference.stubs import LAYER, Painter
 
-LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 TARGET = "zebrauser/default/v1.tar.gz"
 LIMIT_S = 30
-
-
-class Painter(StubArtist):
-    """Draws small grey images."""
-
-    def finish(self, drawings: Sequence[StubDrawing]) -> list[np.ndarray]:
-        return [np.full((one.request.images, 8, 8, 3), 99, np.uint8) for one in drawings]
 
 
 class Store:

@@ -6,7 +6,7 @@ import io
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +22,9 @@ from inference.engine.engine import Engine
 from inference.server.app import build_app
 from limner.contracts.generation import GenerateResponse
 from tests.support.artifacts import write_artifact
-from tests.unit.inference.stubs import Gate, StubArtist, StubDrawing
+from tests.unit.inference.stubs import LAYER, Gate, Painter
 
-LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 CASES = 5_000
-
-
-class Painter(StubArtist):
-    """Draws small grey images."""
-
-    def finish(self, drawings: Sequence[StubDrawing]) -> list[np.ndarray]:
-        return [np.full((one.request.images, 8, 8, 3), 99, np.uint8) for one in drawings]
 
 
 @pytest.fixture
