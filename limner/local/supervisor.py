@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from limner.contracts.errors import LimnerError
 from limner.local import leftovers
 from limner.local.control import Control
 from limner.local.layout import REPOSITORY, Layout
+from limner.local.ports import free_port, is_free
 from limner.local.settings import DEFAULT_PORT, HOST, DaemonSettings, daemon_environment
 
 _POLL_S = 0.02
@@ -174,25 +174,13 @@ def _noted(layout: Layout) -> dict[str, int] | None:
 
 def _choose_port(layout: Layout, wanted: int | None) -> int:
     if wanted:
-        if not _is_free(wanted):
+        if not is_free(wanted):
             raise LimnerError("LAPTOP_START_FAILED", f"Port {wanted} is taken by a program.")
         return wanted
     last = (_noted(layout) or {}).get("port", DEFAULT_PORT)
-    if wanted is None and _is_free(last):
+    if wanted is None and is_free(last):
         return last
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
+    return free_port()
 
 
 def _gone(pid: int, within_s: float) -> bool:

@@ -18,6 +18,7 @@ from limner.contracts.capture import CapturedGeneration
 from limner.contracts.generation import SMALLEST, GenerateResponse
 from tests.support.artifacts import write_artifact
 from tests.support.containers import PROMPT, SHELLS, STOP_DEADLINE_S, Answer, Container
+from tests.support.laptop import until
 
 # Of the second one nobody could tell whose it is.
 TARGETS = {"known": "zebrauser/dog/v3.tar.gz", "unknown": "zebrauser.tar.gz"}
@@ -95,6 +96,8 @@ def test_answers_lie_in_the_bucket_after_sigterm(
     assert server.invoke("unknown", steps=2).status == 200
     prefetch = SMALLEST.model_dump_json(exclude_none=True).encode()
     assert server.invoke_raw("known", prefetch).status == 200
+    # That they come in the time after SIGTERM is a promise for an S3 that answers fast.
+    until(lambda: s3.list_objects_v2(Bucket="captured").get("KeyCount"), lambda n: n == 5)
     assert server.stop() == 0
 
     found: dict[str, Any] = {

@@ -99,7 +99,8 @@ def start(root: Path, endpoint: str) -> subprocess.Popen[str]:
 
 def run_all(roots: list[Path], endpoint: str) -> list[str]:
     """Runs all hosts at once; returns what each has said."""
-    processes = [start(root, endpoint) for root in roots]
+    # The one that waits for the other's work comes first, so that there is some left.
+    processes = [start(root, endpoint) for root in reversed(roots)][::-1]
     told = []
     for process in processes:
         out, err = process.communicate(timeout=300)

@@ -300,7 +300,8 @@ def triton_environment(folder: Path) -> dict[str, str]:
 
 
 def _scarce_repository(folder: Path) -> Path:
-    shutil.copytree(REPOSITORY / "inference" / "triton" / "repository", folder)
+    ignored = shutil.ignore_patterns("__pycache__")  # another process may be writing it
+    shutil.copytree(REPOSITORY / "inference" / "triton" / "repository", folder, ignore=ignored)
     (folder / "base" / "1" / "model.py").write_text(_SCARCE_MODEL)
     return folder
 

@@ -189,6 +189,8 @@ def _end_as_child(writer: Writer, store: Store) -> NoReturn:
     signal.alarm(LIMIT_S)  # without it, a lock held for ever would outlast the test
     code = 1
     try:
+        # The parent's gate may have been locked by the thread that waits at it.
+        store.gate = threading.Event()
         store.gate.set()
         writer.offer(record("child"))
         told = writer.close(LIMIT_S)

@@ -6,7 +6,6 @@ import io
 import json
 import tarfile
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -180,12 +179,11 @@ def test_concurrent_calls_of_a_new_model_load_it_once(endpoint: Endpoint) -> Non
 def test_a_long_invocation_does_not_block_the_laptop(endpoint: Endpoint) -> None:
     target = endpoint.model("alice")
     endpoint.invoke(target)
-    slow = threading.Thread(target=lambda: endpoint.invoke(target, sleep_s=4))
+    slow = threading.Thread(target=lambda: endpoint.invoke(target, sleep_s=6))
     slow.start()
-    began = time.monotonic()
     endpoint.laptop.s3.list_buckets()
     endpoint.laptop.control.health()
-    assert time.monotonic() - began < 3
+    assert slow.is_alive()
     slow.join()
 
 

@@ -264,12 +264,19 @@ def test_on_demand_jobs_are_not_interrupted(fleet: TestLaptop) -> None:
 
 def test_max_wait_time_ends_a_job_that_is_interrupted_again_and_again(fleet: TestLaptop) -> None:
     fleet.control.trouble(spot_interruptions=-1)
-    fleet.control.clock(CLOCK_SCALE, timeouts=0.006)
     limits = {"MaxRuntimeInSeconds": 1200, "MaxWaitTimeInSeconds": 1200}
-    job = finished(fleet, spot(HyperParameters={"all": "hang"}, StoppingCondition=limits))
+    wanted = spot(HyperParameters={"all": "hang"}, StoppingCondition=limits)
+    fleet.control.clock(CLOCK_SCALE, timeouts=1)
+    fleet.sagemaker.create_training_job(**wanted)
+
+    def walked() -> list[str]:
+        job = described(fleet, wanted["TrainingJobName"])
+        return [step["Status"] for step in job["SecondaryStatusTransitions"]]
+
+    until(walked, lambda steps: "Interrupted" in steps)
+    fleet.control.clock(CLOCK_SCALE, timeouts=0.001)
+    job = ended(fleet, wanted["TrainingJobName"])
     assert (job["TrainingJobStatus"], job["SecondaryStatus"]) == ("Stopped", "MaxWaitTimeExceeded")
-    walked = [step["Status"] for step in job["SecondaryStatusTransitions"]]
-    assert "Interrupted" in walked
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_state_survives_a_restart_and_what_ran_fails_honestly(tmp_path: Path) ->
         assert local.stop(tmp_path, deadline_s=120)
         assert time.monotonic() - began < 100, "it was killed"
     assert not Path(f"/proc/{pid}").exists()
-    assert not processes_with(str(tmp_path))
+    until(lambda: processes_with(str(tmp_path)), lambda left: not left)
     assert local.running(tmp_path) is None
 
     after = started(tmp_path)
@@ -219,7 +219,7 @@ def test_a_stop_does_not_wait_for_an_endpoint_that_starts(tmp_path: Path) -> Non
         began = time.monotonic()
         local.stop(tmp_path, deadline_s=120)
     assert time.monotonic() - began < 100, "it was killed"
-    assert not processes_with(str(tmp_path))
+    until(lambda: processes_with(str(tmp_path)), lambda left: not left)
     after = started(tmp_path)
     try:
         endpoint.laptop = after

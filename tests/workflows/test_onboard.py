@@ -267,7 +267,7 @@ def with_the_sdk_s_own_call(stack: Stack) -> str:
 def test_a_job_of_the_sdk_s_own_call_is_looked_at_until_it_ends(stack: Stack) -> None:
     machine = with_the_sdk_s_own_call(stack)
     wish = stack.wish()
-    stack.put_request(wish, seconds=1)
+    stack.put_request(wish, seconds=3)
     execution = stack.laptop.finish(stack.start(wish, machine=machine))
     assert_ready(stack, wish, execution)
     assert {"AwaitJob", "CountLook", "WaitForJob"} <= set(stack.states(execution))
@@ -389,7 +389,7 @@ def test_the_same_request_twice_is_one_execution_and_one_job(stack: Stack) -> No
 
 def test_a_second_execution_of_a_request_leaves_the_owner_alone(stack: Stack) -> None:
     wish = stack.wish()
-    stack.put_request(wish, seconds=1.5)
+    stack.put_request(wish, seconds=4)
     first = stack.start(wish)
     until(lambda: stack.jobs(wish), lambda jobs: len(jobs) == 1)
     second = stack.laptop.finish(stack.start(wish, name=f"{wish.request_id}-other"))
@@ -402,7 +402,7 @@ def test_a_second_execution_of_a_request_leaves_the_owner_alone(stack: Stack) ->
 
 def test_two_requests_of_one_model_do_not_train_side_by_side(stack: Stack) -> None:
     first = stack.wish()
-    stack.put_request(first, seconds=1.5)
+    stack.put_request(first, seconds=4)
     running = stack.start(first)
     until(lambda: stack.jobs(first), lambda jobs: len(jobs) == 1)
     second = stack.wish(user_id=first.user_id)
@@ -417,15 +417,16 @@ def test_a_model_that_went_live_meanwhile_is_not_trained_again(stack: Stack) -> 
     """Between the look at the model and the reservation another request has made it ready."""
     wish = stack.wish()
     stack.laptop.control.trouble(
-        faults=[Fault("dynamodb:UpdateItem", kind=FaultKind.DELAY, seconds=2, matching="attempt")]
+        faults=[Fault("dynamodb:UpdateItem", kind=FaultKind.DELAY, seconds=6, matching="attempt")]
     )
     stack.put_request(wish)
+    models = stack.table("ModelsTableName")
     arn = stack.start(wish)
     until(
         lambda: stack.states({"executionArn": arn}), lambda states: states[-1:] == ["ClaimRequest"]
     )
     row = {"user_id": wish.user_id, "model_row": "default", "last_version": 1, "live_version": 1}
-    stack.table("ModelsTableName").put_item(Item=row)
+    models.put_item(Item=row)
     execution = stack.laptop.finish(arn)
     assert_failed(stack, wish, execution, "MODEL_BUSY")
     assert stack.jobs(wish) == []
@@ -494,7 +495,7 @@ def test_a_lost_reply_of_a_user_who_is_ready_is_recognised(stack: Stack) -> None
 def test_a_lost_condition_fails_without_touching_the_winner(stack: Stack) -> None:
     """Somebody else takes the request while its job trains: the old owner must not win."""
     wish = stack.wish()
-    stack.put_request(wish, seconds=1.5)
+    stack.put_request(wish, seconds=4)
     arn = stack.start(wish)
     until(lambda: stack.jobs(wish), lambda jobs: len(jobs) == 1)
     stack.table("RequestsTableName").update_item(

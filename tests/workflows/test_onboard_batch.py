@@ -453,7 +453,7 @@ def test_the_same_batch_twice_is_one_execution(stack: Stack) -> None:
 
 def test_a_request_whose_client_cancels_it_ends_alone(stack: Stack) -> None:
     """As ``Limner.cancel`` asks for it: the batch goes on for the others."""
-    kept, lost = wishes(stack, 2, seconds=1)
+    kept, lost = wishes(stack, 2, seconds=3)
     batch: BatchInput = stack.batch(kept, lost)
     arn = stack.start_batch(batch)
     until(lambda: stack.jobs(batch), lambda jobs: len(jobs) == 1)
@@ -473,7 +473,7 @@ def test_a_request_whose_client_cancels_it_ends_alone(stack: Stack) -> None:
 
 
 def test_a_request_that_was_cancelled_meanwhile_stays_so(stack: Stack) -> None:
-    kept, lost = wishes(stack, 2, seconds=1)
+    kept, lost = wishes(stack, 2, seconds=3)
     batch: BatchInput = stack.batch(kept, lost)
     arn = stack.start_batch(batch)
     until(lambda: stack.jobs(batch), lambda jobs: len(jobs) == 1)

@@ -11,7 +11,6 @@ import contextlib
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from limner.local.layout import REPOSITORY
+from limner.local.ports import free_port
 from limner.local.settings import HOST
 
 # "Your containers must respond to requests within 60 seconds" / ping within 2 s.
@@ -102,7 +102,7 @@ class InferenceContainer:
             if self._stopped:
                 raise ContainerDownError("the container was stopped")
             self._generation += 1
-            self._port = _free_port()
+            self._port = free_port()
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(
                     self._command,
@@ -172,9 +172,3 @@ class InferenceContainer:
                 pass  # not listening yet
             time.sleep(_POLL_S)
         raise ContainerDownError(f"no answer to /ping within {START_TIMEOUT_S} s; see {self._log}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])

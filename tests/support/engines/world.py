@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +61,8 @@ class World:
     timeouts: float = 1.0
     retries: list[Sleep] = field(default_factory=list)
     waits: list[Sleep] = field(default_factory=list)
+    # moto copies whole tables and puts them back, and its own engine calls it from many threads.
+    _moto: AbstractContextManager[bool] = field(default_factory=threading.RLock)
 
     def call(self, original: Call, client: Any, operation: str, request: dict[str, Any]) -> Any:
         """Answers one call of any client."""
@@ -90,7 +94,8 @@ class World:
             case "lambda", "Invoke":
                 answer = self._invoke(request)
             case _:
-                return original(client, operation, request)
+                with self._moto:
+                    return original(client, operation, request)
         return {**answer, "ResponseMetadata": {"HTTPStatusCode": 200, "RequestId": "moto"}}
 
     def _invoke(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -360,6 +360,8 @@ def test_what_cannot_start_is_told_in_a_line(
     monkeypatch.setenv("LIMNER_TRITON_BACKENDS", str(tmp_path / "backends"))
     monkeypatch.setenv("LIMNER_TRITON_SOCKET", str(tmp_path / "run" / "base.sock"))
     monkeypatch.setenv(name, value)
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", root.handlers)  # what it sets up is this test's alone
     assert serve.main() == 1
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (line["event"], line["code"]) == ("not started", code)

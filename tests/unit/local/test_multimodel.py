@@ -51,7 +51,7 @@ def test_model_not_ready_while_it_loads(tmp_path: Path, container: InferenceCont
     instance = MultiModelInstance(
         "ep",
         Location("b", "models/"),
-        OneArtifact(artifact(load_s=1.0)),
+        OneArtifact(artifact(load_s=3.0)),
         container,
         tmp_path / "models",
         answer_within_s=0.1,

@@ -66,8 +66,9 @@ def test_diffusers_loads_what_was_trained(
     base = load_base(base_dir, CPU)
     config = config.model_copy(update={"target": target, "learning_rate": 0.1})
     work = Work(request_id="r1", model_id="default", config=config, photos_dir=tmp_path)
-    x = torch.randn(2, 6, 16, 16, generator=torch.Generator().manual_seed(1))
-    arguments = (x, torch.tensor([10, 900]), torch.randn(2, 24, 16))
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 6, 16, 16, generator=draw)
+    arguments = (x, torch.tensor([10, 900]), torch.randn(2, 24, 16, generator=draw))
     with trained_alone(config, base, photos(), unheard) as (cohort, learner):
         tensors = cohort.tensors(learner)
         members = members_of(work, base, tensors, {"loss": learner.loss})
