@@ -17,7 +17,8 @@ from limner.contracts.errors import LimnerError
 from limner.contracts.training import explain
 
 # SageMaker sends SIGKILL 30 s after SIGTERM. Requests get 20 s to end by themselves; then the
-# engine ends the running one at its next denoising step, and what is captured gets 5 s.
+# engine ends the running one at its next denoising step, calls of the content check get 2 s, and
+# what is captured gets 5 s.
 GRACE_S: Final = 20
 
 

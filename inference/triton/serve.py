@@ -26,8 +26,9 @@ from limner.contracts.training import explain
 from limner.contracts.triton import RESIDENT
 
 # SageMaker sends SIGKILL 30 s after SIGTERM. Requests get 18 s to end by themselves; then the
-# engine ends what is running at its next denoising step, and what is captured gets 5 s. Triton
-# itself takes 2 s more, for it looks once a second at what is still there.
+# engine ends what is running at its next denoising step, calls of the content check get 2 s, and
+# what is captured gets 5 s. Triton itself takes 2 s more, for it looks once a second at what is
+# still there.
 GRACE_S: Final = 18
 # Triton unloads `base` only when nothing is running, and has ended all at this time whatever runs.
 EXIT_S: Final = 29
