@@ -28,7 +28,7 @@ class Settings(BaseSettings):
         max_rows: Rows of images that are drawn at the same time; a guided image takes two, and
             larger ones than the base's own count by their area. By the memory of a pass.
         max_queue: Requests that may wait, a quarter of them for one model; one more is answered by
-            503.
+            503. Also of what waits for the content check.
         max_request_rows: Rows of one request at most; one that has more is refused.
         safety: Content check, ``module:attribute`` (``inference.engine.safety``).
         max_rank: Highest rank of an adapter; training's own limit.

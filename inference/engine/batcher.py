@@ -20,12 +20,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
 from typing import Final, TypeVar
 
 import torch
 
 from inference.engine.bank import Residency, Seat, shares_of
+from inference.engine.crowd import crowded
 from inference.engine.denoise import Artist, Drawing, Pass, Pixels
 from inference.engine.memory import is_out_of_memory
 from inference.engine.reader import Adapter
@@ -36,8 +36,6 @@ from limner.contracts.generation import GenerateRequest
 
 Result = TypeVar("Result")
 
-# Of the queue, for one model: nobody's crowd keeps all others out.
-_SHARE: Final = 4
 # After so many steps with as many rows as are allowed one more is. Where it is one too many, one
 # request begins anew, which is a small part of what was drawn meanwhile.
 _CALM_STEPS: Final = 1000
@@ -165,7 +163,6 @@ class Batcher:
         self._artist = artist
         self._residency = residency
         self._max_queue = max_queue
-        self._max_of_one = ceil(max_queue / _SHARE)
         self._changed = threading.Condition()
         self._waiting: deque[Order] = deque()
         self._stopping = False
@@ -195,11 +192,9 @@ class Batcher:
         with self._changed:
             if self._stopping:
                 raise stopped()
-            if len(self._waiting) >= self._max_queue:
-                raise LimnerError("ENDPOINT_BUSY", f"{self._max_queue} requests wait already.")
-            own = sum(other.adapter.key == order.adapter.key for other in self._waiting)
-            if own >= self._max_of_one:
-                raise LimnerError("ENDPOINT_BUSY", f"{own} requests of this model wait already.")
+            keys = [other.adapter.key for other in self._waiting]
+            if busy := crowded(keys, order.adapter.key, self._max_queue):
+                raise busy
             self._waiting.append(order)
             self._changed.notify()
 

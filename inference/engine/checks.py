@@ -2,67 +2,69 @@
 
 ::
 
-    run ──> queue ──> one of the threads: the call ──┐
-                                                     ├─> done, once
-        the minder: its deadline, or the end ────────┘
+    run ──> queue ──> one of the threads: call, call, … ──┐
+                                                          ├─> done, once
+        the minder: its deadline, or the end ─────────────┘
 
-A thread cannot be ended from outside. So each call has a deadline, at which it is given up and
-whoever asked is told; its thread is lost until the call returns. The threads are daemons: one that
-is lost does not keep the process.
+A thread cannot be ended from outside. So each task has a deadline, at which it is given up and
+whoever asked is told; its thread is lost until the call that runs returns. The threads are daemons:
+one that is lost does not keep the process.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
 
+from inference.engine.crowd import crowded
 from inference.reports import stopped
 from limner.contracts.errors import LimnerError
 
-# With 20 s of grace before and 5 s of flushing after it, within the 30 s of a container's end.
-_CLOSE_S: Final = 2.0
-
 Done = Callable[[Exception | None], None]
+Work = Iterator[None]
+"""What is to be done; yields before each call that may take long, so that each is timed alone."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Call:
-    """One call.
+class _Task:
+    """Calls for one request.
 
     Attributes:
-        work: The call.
+        key: The model's.
+        work: The calls.
         deadline: ``perf_counter`` after which it is given up.
         done: Told once how it ended.
     """
 
-    work: Callable[[], None]
+    key: str
+    work: Work
     deadline: float
     done: Done
 
 
 class Checks:
-    """Runs calls in the order of their arrival; safe to use from any thread.
+    """Does tasks in the order of their arrival; safe to use from any thread.
 
     Args:
         name: Of the threads.
-        threads: Calls at the same time, at most.
+        threads: Tasks at the same time, at most.
         late: What whoever is given up at his deadline is told.
-        most: Calls that may wait; one more is ``ENDPOINT_BUSY``. None for any number.
+        most: Tasks that may wait, a quarter of them one model's; one more is ``ENDPOINT_BUSY``.
+            None for any number.
     """
 
     def __init__(self, name: str, threads: int, late: str, most: int | None = None) -> None:
         self._late = late
         self._most = most
         self._changed = threading.Condition()
-        # Calls that no thread has taken yet, in the order of their arrival.
-        self._waiting: dict[_Call, None] = {}
-        # Calls that nobody was told of yet, in the order of their arrival.
-        self._open: dict[_Call, None] = {}
-        # When each call began that is running, given up or not.
-        self._began: dict[_Call, float] = {}
+        # Tasks that no thread has taken yet, in the order of their arrival.
+        self._waiting: dict[_Task, None] = {}
+        # Tasks that nobody was told of yet, in the order of their arrival.
+        self._open: dict[_Task, None] = {}
+        # When each call began that is running, its task given up or not.
+        self._began: dict[_Task, float] = {}
         self._closing = False
         for run in [self._mind, *[self._work] * threads]:
             threading.Thread(target=run, name=name, daemon=True).start()
@@ -73,64 +75,88 @@ class Checks:
         with self._changed:
             return time.perf_counter() - min(self._began.values()) if self._began else 0.0
 
-    def run(self, work: Callable[[], None], deadline: float, done: Done) -> None:
-        """Queues a call; returns at once.
+    @property
+    def waiting(self) -> list[str]:
+        """The model of each task that no thread has taken yet."""
+        with self._changed:
+            return [task.key for task in self._waiting]
+
+    def run(self, key: str, work: Work, deadline: float, done: Done) -> None:
+        """Queues a task; returns at once.
 
         Args:
-            work: The call.
+            key: Tells models apart.
+            work: The calls. Where the task was given up, no further one is begun.
             deadline: ``perf_counter`` after which it is given up.
             done: Called once, from any thread: with None, with what ``work`` raised, or with
                 ``DEADLINE_EXCEEDED``, ``ENDPOINT_BUSY`` or ``GENERATION_FAILED``. It must not
                 raise.
         """
-        call = _Call(work, deadline, done)
+        task = _Task(key, work, deadline, done)
         with self._changed:
-            if self._closing:
-                refused = stopped()
-            elif self._most is not None and len(self._waiting) >= self._most:
-                refused = LimnerError("ENDPOINT_BUSY", f"{self._most} requests wait already.")
-            else:
-                self._open[call] = self._waiting[call] = None
+            refused = self._why_not(key)
+            if refused is None:
+                self._open[task] = self._waiting[task] = None
                 self._changed.notify_all()
-                return
-        done(refused)
+        if refused is not None:
+            done(refused)
 
-    def close(self) -> None:
-        """Takes no more, waits a moment for what runs, and gives up what is left."""
+    def close(self, until: float) -> None:
+        """Takes no more, waits for what runs, and gives up what is left.
+
+        Args:
+            until: ``perf_counter`` until which it waits.
+        """
         with self._changed:
             self._closing = True
             left = list(self._waiting)
             self._waiting.clear()
             self._changed.notify_all()
-        for call in left:
-            self._tell(call, stopped())
+        for task in left:
+            self._tell(task, stopped())
         with self._changed:
-            self._changed.wait_for(lambda: not self._open, timeout=_CLOSE_S)
+            left_s = until - time.perf_counter()
+            self._changed.wait_for(lambda: not self._open, timeout=max(0.0, left_s))
             left = list(self._open)
-        for call in left:
-            self._tell(call, stopped())
+        for task in left:
+            self._tell(task, stopped())
+
+    def _why_not(self, key: str) -> LimnerError | None:
+        if self._closing:
+            return stopped()
+        if self._most is None:
+            return None
+        return crowded([task.key for task in self._waiting], key, self._most)
 
     def _work(self) -> None:
-        while (call := self._next()) is not None:
+        while (task := self._next()) is not None:
             error: Exception | None = None
             try:
-                call.work()
+                for _ in task.work:
+                    if not self._begin_call(task):
+                        break
             except Exception as raised:  # noqa: BLE001 (the thread's boundary: somebody waits)
                 error = raised
             with self._changed:
-                del self._began[call]
-            self._tell(call, error)
+                del self._began[task]
+            self._tell(task, error)
 
-    def _next(self) -> _Call | None:
-        """The next call; None at the end."""
+    def _begin_call(self, task: _Task) -> bool:
+        """Measures anew; False where nobody wants the task any more."""
+        with self._changed:
+            self._began[task] = time.perf_counter()
+            return task in self._open
+
+    def _next(self) -> _Task | None:
+        """The next task; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing or self._waiting)
             if not self._waiting:
                 return None
-            call = next(iter(self._waiting))
-            del self._waiting[call]
-            self._began[call] = time.perf_counter()
-            return call
+            task = next(iter(self._waiting))
+            del self._waiting[task]
+            self._began[task] = time.perf_counter()
+            return task
 
     def _mind(self) -> None:
         """Gives up what is overdue, until the end."""
@@ -139,19 +165,19 @@ class Checks:
                 if self._closing:
                     return
                 now = time.perf_counter()
-                late = [call for call in self._open if call.deadline <= now]
+                late = [task for task in self._open if task.deadline <= now]
                 if not late:
-                    first = min((call.deadline for call in self._open), default=None)
+                    first = min((task.deadline for task in self._open), default=None)
                     self._changed.wait(None if first is None else first - now)
                     continue
-            for call in late:
-                self._tell(call, LimnerError("DEADLINE_EXCEEDED", self._late))
+            for task in late:
+                self._tell(task, LimnerError("DEADLINE_EXCEEDED", self._late))
 
-    def _tell(self, call: _Call, error: Exception | None) -> None:
+    def _tell(self, task: _Task, error: Exception | None) -> None:
         with self._changed:
-            if call not in self._open:
+            if task not in self._open:
                 return  # it was given up, or has ended just before
-            del self._open[call]
-            self._waiting.pop(call, None)
+            del self._open[task]
+            self._waiting.pop(task, None)
             self._changed.notify_all()
-        call.done(error)
+        task.done(error)

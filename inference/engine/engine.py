@@ -126,7 +126,8 @@ class Engine:
         slot_bytes: Bytes of all slots on the device.
         max_rows: Rows that are drawn at the same time; a guided image takes two, and larger ones
             than the base's own count by their area.
-        max_queue: Requests that may wait; a quarter of them may be one model's.
+        max_queue: Requests that may wait; a quarter of them may be one model's. With a check it
+            also bounds what waits for that (``inference.engine.safety.Guard``).
         max_request_rows: Rows of one request at most. It is drawn alone where it has more than
             ``max_rows``, and nobody can end or join it within a step.
         answer_s: Seconds after which nobody waits for an answer any more.

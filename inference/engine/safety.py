@@ -6,12 +6,14 @@ The setting ``LIMNER_SAFETY`` names an object with the two methods of ``SafetyCh
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
+from math import ceil
 from typing import Final, Protocol, runtime_checkable
 
-from inference.engine.checks import Checks, Done
+from inference.engine.checks import Checks, Done, Work
+from inference.engine.crowd import crowded
 from inference.engine.denoise import Pixels
 from inference.logs import fingerprint, log
 from limner.contracts.errors import LimnerError
@@ -20,6 +22,12 @@ from limner.contracts.errors import LimnerError
 # draw.
 _PROMPTS: Final = 8
 _IMAGES: Final = 1
+# Of the queue: what is drawn faster than it is looked at is pixels in memory, and the last of many
+# is looked at too late for anybody.
+_IMAGES_SHARE: Final = 2
+# For both kinds together. With 20 s of grace before and 5 s of flushing after it, within the 30 s
+# of a container's end.
+_CLOSE_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,8 @@ class SafetyCheck(Protocol):
 
     An exception refuses, too: the answer is then ``INTERNAL``. While one call takes longer than
     anybody waits for an answer, the container counts as broken, since nobody can end the call.
+    Each image is a call of its own; where nobody waits for the answer any more, the request's
+    other images are not looked at.
     """
 
     def check_prompt(self, prompt: str, negative_prompt: str) -> Verdict:
@@ -68,7 +78,9 @@ class Guard:
     Args:
         check: The app's.
         answer_s: Seconds that one call of it may take before the container counts as broken.
-        max_queue: Prompts that may wait; one more is ``ENDPOINT_BUSY``.
+        max_queue: Prompts that may wait, a quarter of them one model's; one more is
+            ``ENDPOINT_BUSY``. While half as many requests wait for their images to be looked at,
+            a quarter of these one model's, new ones are ``ENDPOINT_BUSY``, too.
     """
 
     def __init__(self, check: SafetyCheck, answer_s: float, max_queue: int) -> None:
@@ -76,7 +88,9 @@ class Guard:
         self._answer_s = answer_s
         late = f"The endpoint's check, or others before it, took longer than {answer_s:g} s."
         self._prompts = Checks("prompts", _PROMPTS, late, max_queue)
+        # What was drawn always has a place: it is at the door that one is turned away.
         self._images = Checks("images", _IMAGES, late)
+        self._max_images = ceil(max_queue / _IMAGES_SHARE)
 
     @property
     def is_stuck(self) -> bool:
@@ -94,26 +108,36 @@ class Guard:
             negative_prompt: As it was sent.
             deadline: ``perf_counter`` after which nobody waits any more.
             done: Called once, from any thread: with None, or with what refuses, such as
-                ``CONTENT_REFUSED`` or ``DEADLINE_EXCEEDED``.
+                ``CONTENT_REFUSED``, ``DEADLINE_EXCEEDED`` or ``ENDPOINT_BUSY``.
         """
-        self._prompts.run(partial(self._see_prompt, model, prompt, negative_prompt), deadline, done)
+        if busy := crowded(self._images.waiting, model, self._max_images):
+            done(busy)
+            return
+        work = self._see_prompt(model, prompt, negative_prompt)
+        self._prompts.run(model, work, deadline, done)
 
     def see_images(
         self, model: str, prompt: str, pixels: Pixels, deadline: float, done: Done
     ) -> None:
         """Has images ``[images, height, width, 3]`` checked, as ``see_prompt``; one may refuse."""
-        self._images.run(partial(self._see_images, model, prompt, pixels), deadline, done)
+        self._images.run(model, self._see_images(model, prompt, pixels), deadline, done)
 
     def close(self) -> None:
         """Gives up what has not ended within a moment."""
-        self._prompts.close()
-        self._images.close()
+        until = time.perf_counter() + _CLOSE_S
+        self._prompts.close(until)
+        self._images.close(until)
 
-    def _see_prompt(self, model: str, prompt: str, negative_prompt: str) -> None:
+    def _see_prompt(self, model: str, prompt: str, negative_prompt: str) -> Work:
+        yield
         self._decide("prompt", model, prompt, [self._check.check_prompt(prompt, negative_prompt)])
 
-    def _see_images(self, model: str, prompt: str, pixels: Pixels) -> None:
-        self._decide("images", model, prompt, [self._check.check_image(one) for one in pixels])
+    def _see_images(self, model: str, prompt: str, pixels: Pixels) -> Work:
+        verdicts = []
+        for one in pixels:
+            yield
+            verdicts.append(self._check.check_image(one))
+        self._decide("images", model, prompt, verdicts)
 
     def _decide(self, what: str, model: str, prompt: str, verdicts: list[Verdict]) -> None:
         refused = [verdict for verdict in verdicts if not verdict.allowed]

@@ -8,16 +8,18 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from inference import logs
 from inference.engine import checks as checks_module
+from inference.engine import safety as safety_module
 from inference.engine.base import ResidentBase
-from inference.engine.checks import Checks
+from inference.engine.checks import Checks, Work
 from inference.engine.engine import Engine, Generation
-from inference.engine.safety import Verdict, load_check
+from inference.engine.safety import Guard, Verdict, load_check
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
 from tests.support.artifacts import write_artifact
@@ -123,28 +125,35 @@ def test_a_check_that_breaks_refuses(engine: Engine, monkeypatch: pytest.MonkeyP
 
 
 class Stuck:
-    """An engine whose check of images does not return before ``go_on``."""
+    """An engine whose check does not return before ``go_on``; answers within 60 s."""
 
     def __init__(
-        self, base: ResidentBase, base_folder: Path, folder: Path, answer_s: float, what: str
+        self, base: ResidentBase, base_folder: Path, folder: Path, what: str, max_queue: int = 64
     ) -> None:
         self.began, self.go_on = threading.Event(), threading.Event()
         check = Prudish()
         setattr(check, what, self._hang)
-        self.engine = Engine(base, max_models=1, max_rank=8, answer_s=answer_s, safety=check)
+        self.engine = Engine(base, max_models=1, max_rank=8, max_queue=max_queue, safety=check)
+        guard = self.engine._guard
+        assert guard is not None
+        self.guard = guard
         write_artifact(folder / "a", base_folder)
         self.engine.load("a", folder / "a")
 
     def ask(self) -> Future[Generation]:
         return self.engine.submit("a", GenerateRequest(prompt="x", steps=1))
 
+    def ask_behind(self, what: str) -> Future[Generation]:
+        """Asks, and returns when the request is in the hands of that check."""
+        future = self.ask()
+        if what == "check_image":
+            until(lambda: self.guard._images.waiting, lambda waiting: waiting == ["a"])
+        return future
+
     def end(self) -> None:
         """Lets the calls return, and waits for their last words in the log."""
         self.go_on.set()
-        guard = self.engine._guard
-        assert guard is not None
-        for checks in (guard._prompts, guard._images):
-            until(lambda checks=checks: checks.longest_s, lambda seconds: seconds == 0)
+        idle(self.guard)
 
     def _hang(self, *_: object) -> Verdict:
         self.began.set()
@@ -152,17 +161,50 @@ class Stuck:
         return Verdict(True)
 
 
+class Clock:
+    """The time of checks, steered by a test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._ahead_s = 0.0
+        steered = SimpleNamespace(perf_counter=lambda: time.perf_counter() + self._ahead_s)
+        monkeypatch.setattr(checks_module, "time", steered)
+
+    def advance(self, seconds: float, guard: Guard) -> None:
+        """Moves it on; whoever sleeps until a time looks at it again."""
+        self._ahead_s += seconds
+        for checks in (guard._prompts, guard._images):
+            with checks._changed:
+                checks._changed.notify_all()
+
+
+def idle(guard: Guard) -> None:
+    """Returns when no call of a check runs."""
+    for checks in (guard._prompts, guard._images):
+        until(lambda checks=checks: checks.longest_s, lambda seconds: seconds == 0)
+
+
+def in_a_minute() -> float:
+    return time.perf_counter() + 60
+
+
 @pytest.mark.parametrize("what", ["check_prompt", "check_image"])
 def test_while_a_call_of_the_check_does_not_return_the_engine_is_unsound(
-    base: ResidentBase, base_folder: Path, tmp_path: Path, what: str
+    base: ResidentBase,
+    base_folder: Path,
+    tmp_path: Path,
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stuck = Stuck(base, base_folder, tmp_path, 0.5, what)
+    clock = Clock(monkeypatch)
+    stuck = Stuck(base, base_folder, tmp_path, what)
     first = stuck.ask()
     assert stuck.began.wait(60)
+    second = stuck.ask_behind(what)
+    assert stuck.engine.is_sound
+    clock.advance(61, stuck.guard)
     assert code(first) == "DEADLINE_EXCEEDED"  # at its time, though nobody can end the call
-    if what == "check_image":
-        assert code(stuck.ask()) == "DEADLINE_EXCEEDED"  # who waits behind it, too
-    until(lambda: stuck.engine.is_sound, lambda sound: not sound)
+    assert code(second) == "DEADLINE_EXCEEDED"
+    assert not stuck.engine.is_sound
     stuck.engine.unload("a")  # whoever was given up holds the model no longer
     stuck.end()
     assert stuck.engine.is_sound
@@ -177,8 +219,8 @@ def test_an_engine_whose_check_does_not_return_is_closed_and_answers(
     what: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(checks_module, "_CLOSE_S", 0.1)
-    stuck = Stuck(base, base_folder, tmp_path, 60, what)
+    monkeypatch.setattr(safety_module, "_CLOSE_S", 0.1)
+    stuck = Stuck(base, base_folder, tmp_path, what)
     first = stuck.ask()
     assert stuck.began.wait(60)
     second = stuck.ask()
@@ -189,26 +231,179 @@ def test_an_engine_whose_check_does_not_return_is_closed_and_answers(
     stuck.end()
 
 
-def test_no_more_prompts_wait_than_requests_may() -> None:
-    began, go_on = threading.Semaphore(0), threading.Event()
-    checks = Checks("test", threads=1, late="late", most=1)
-    outcomes: list[Exception | None] = []
+class Held(Prudish):
+    """Each call waits for ``go_on``."""
 
-    def work() -> None:
-        began.release()
+    def __init__(self) -> None:
+        self.began, self.go_on = threading.Semaphore(0), threading.Event()
+
+    def check_prompt(self, *_: str) -> Verdict:
+        return self._held()
+
+    def check_image(self, _: np.ndarray) -> Verdict:
+        return self._held()
+
+    def _held(self) -> Verdict:
+        self.began.release()
+        assert self.go_on.wait(60)
+        return Verdict(True)
+
+
+class Asked:
+    """What became of requests that a guard was asked about."""
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
+        self.ended: list[Exception | None] = []
+
+    def prompt(self, model: str) -> None:
+        self.guard.see_prompt(model, "x", "", in_a_minute(), self.ended.append)
+
+    def images(self, model: str) -> None:
+        pixels = np.zeros((1, 1, 1, 3), np.uint8)
+        self.guard.see_images(model, "x", pixels, in_a_minute(), self.ended.append)
+
+    def was_refused(self) -> bool:
+        """Whether the last one was turned away at once."""
+        if not self.ended:
+            return False
+        error = self.ended.pop()
+        return isinstance(error, LimnerError) and error.code == "ENDPOINT_BUSY"
+
+
+def test_no_more_prompts_wait_than_requests_may_nor_than_one_models_part() -> None:
+    check = Held()
+    guard = Guard(check, 60, max_queue=8)
+    asked = Asked(guard)
+    running = 8
+    for _ in range(running):
+        asked.prompt("a")
+        assert check.began.acquire(timeout=60)
+    for model in "aabbccd":
+        asked.prompt(model)
+    asked.prompt("a")  # two of its own wait
+    assert asked.was_refused()
+    asked.prompt("d")
+    asked.prompt("e")  # eight wait
+    assert asked.was_refused()
+    check.go_on.set()
+    until(lambda: list(asked.ended), lambda ended: ended == [None] * (running + 8))
+    guard.close()
+
+
+def test_while_many_images_wait_for_the_check_nobody_new_is_let_in() -> None:
+    check = Held()
+    guard = Guard(check, 60, max_queue=8)
+    asked = Asked(guard)
+    asked.images("a")
+    assert check.began.acquire(timeout=60)
+    for model in "abc":
+        asked.images(model)
+    asked.prompt("a")  # one of four is its own
+    assert asked.was_refused()
+    asked.prompt("d")
+    assert check.began.acquire(timeout=60)  # looked at
+    asked.images("d")
+    asked.prompt("e")  # four wait
+    assert asked.was_refused()
+    asked.images("e")  # but what was drawn has a place
+    assert not asked.was_refused()
+    check.go_on.set()
+    until(lambda: list(asked.ended), lambda ended: ended == [None] * 7)
+    asked.prompt("e")
+    until(lambda: list(asked.ended), lambda ended: ended == [None] * 8)
+    guard.close()
+
+
+def test_where_drawing_is_faster_than_the_check_who_comes_is_503(
+    base: ResidentBase, base_folder: Path, tmp_path: Path
+) -> None:
+    stuck = Stuck(base, base_folder, tmp_path, "check_image", max_queue=1)
+    first = stuck.ask()
+    assert stuck.began.wait(60)
+    second = stuck.ask_behind("check_image")
+    assert code(stuck.ask()) == "ENDPOINT_BUSY"
+    stuck.end()
+    for future in (first, second, stuck.ask()):
+        future.result(timeout=60)
+    stuck.engine.unload("a")
+    stuck.engine.close()
+
+
+def test_each_image_has_the_time_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    stuck: list[bool] = []
+
+    class Slow(Prudish):
+        def check_image(self, _: np.ndarray) -> Verdict:
+            clock.advance(40, guard)
+            stuck.append(guard.is_stuck)
+            return Verdict(True)
+
+    guard = Guard(Slow(), 60, max_queue=8)
+    pixels = np.zeros((3, 1, 1, 3), np.uint8)
+    ended: list[Exception | None] = []
+    guard.see_images("a", "x", pixels, time.perf_counter() + 1000, ended.append)
+    until(lambda: list(ended), lambda ended: ended == [None])
+    assert stuck == [False] * 3
+    guard.close()
+
+
+def test_who_was_given_up_has_no_further_image_looked_at(
+    monkeypatch: pytest.MonkeyPatch, written: io.StringIO
+) -> None:
+    clock = Clock(monkeypatch)
+    check = Held()
+    guard = Guard(check, 60, max_queue=8)
+    ended: list[Exception | None] = []
+    guard.see_images("a", "x", np.zeros((3, 1, 1, 3), np.uint8), in_a_minute(), ended.append)
+    assert check.began.acquire(timeout=60)
+    clock.advance(61, guard)
+    until(lambda: list(ended), lambda ended: len(ended) == 1)
+    assert isinstance(ended[0], LimnerError)
+    assert ended[0].code == "DEADLINE_EXCEEDED"
+    check.go_on.set()
+    idle(guard)
+    assert not check.began.acquire(blocking=False)
+    assert not lines(written, "content")
+    guard.close()
+
+
+def test_both_kinds_of_calls_have_one_time_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    close = Checks.close
+
+    def spy(checks: Checks, until: float) -> None:
+        given.append(until)
+        close(checks, until)
+
+    monkeypatch.setattr(Checks, "close", spy)
+    Guard(Prudish(), 60, max_queue=8).close()
+    assert len(given) == 2
+    assert given[0] == given[1]
+
+
+@pytest.mark.parametrize(("left_s", "codes"), [(60, [None]), (-1, ["GENERATION_FAILED"])])
+def test_what_runs_at_the_end_has_until_then(left_s: float, codes: list[str | None]) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    ended: list[Exception | None] = []
+
+    def work() -> Work:
+        yield
+        began.set()
         assert go_on.wait(60)
 
-    deadline = time.perf_counter() + 60
-    checks.run(work, deadline, outcomes.append)
-    assert began.acquire(timeout=60)
-    for _ in range(2):
-        checks.run(work, deadline, outcomes.append)
-    (refused,) = outcomes
-    assert isinstance(refused, LimnerError)
-    assert refused.code == "ENDPOINT_BUSY"
+    checks = Checks("test", threads=1, late="late")
+    checks.run("a", work(), in_a_minute(), ended.append)
+    assert began.wait(60)
+    closing = threading.Thread(target=checks.close, args=[time.perf_counter() + left_s])
+    closing.start()
+    if left_s > 0:
+        until(lambda: checks._closing, bool)
+        go_on.set()
+    closing.join(60)
     go_on.set()
-    until(lambda: outcomes[1:], lambda ended: ended == [None, None])
-    checks.close()
+    assert [error and getattr(error, "code", "") for error in ended] == codes
 
 
 def test_prompts_are_checked_side_by_side(
