@@ -25,8 +25,7 @@ _IMAGES: Final = 1
 # Of the queue: what is drawn faster than it is looked at is pixels in memory, and the last of many
 # is looked at too late for anybody.
 _IMAGES_SHARE: Final = 2
-# For both kinds together. With 20 s of grace before and 5 s of flushing after it, within the 30 s
-# of a container's end.
+# For both kinds together, in a container's end (``Settings.grace_s``).
 _CLOSE_S: Final = 2.0
 
 
