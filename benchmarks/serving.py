@@ -15,7 +15,7 @@ The method: CPU time of one thread (``time.process_time``), variants interleaved
 one process, in an order that is drawn for each round (seeded), a warm-up round dropped, the median
 of at least 5 rounds with its spread, wall time beside it. Peers are the published packages,
 unmodified. The same run asserts that all ways draw the same images. Nothing else should run
-meanwhile. ``registered`` is not interleaved: it measures one number of models after another.
+meanwhile.
 
 Cold means that the files were dropped from the system's page cache. The ``registered`` models are
 hard links to the weights of 16, with a manifest each; a model is dropped before it is loaded.
@@ -33,7 +33,7 @@ import os
 import random
 import statistics
 import tempfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -319,7 +319,7 @@ class Crowd:
     """
 
     def __init__(self, engine: Engine, models: Path) -> None:
-        self._engine, self._models = engine, models
+        self.engine, self._models = engine, models
         self._loaded: OrderedDict[int, None] = OrderedDict()
 
     @property
@@ -340,19 +340,19 @@ class Crowd:
             self._loaded.move_to_end(user)
             return
         while not self._load(user):
-            self._engine.unload(str(self._loaded.popitem(last=False)[0]))
+            self.engine.unload(str(self._loaded.popitem(last=False)[0]))
         self._loaded[user] = None
 
     def request(self, user: int, scene: Scene) -> None:
         """One request."""
         self.use(user)
-        answer = self._engine.submit(str(user), scene.wish(user)).result()
+        answer = self.engine.submit(str(user), scene.wish(user)).result()
         assert answer.adapter_sha256 == digest_of(user)
 
     def _load(self, user: int) -> bool:
         """Loads a model; false if there is no room."""
         try:
-            self._engine.load(str(user), self._models / str(user))
+            self.engine.load(str(user), self._models / str(user))
         except LimnerError as error:
             assert error.code == "OUT_OF_MEMORY"
             return False
@@ -360,13 +360,14 @@ class Crowd:
 
 
 def measure_registered(scene: Scene, scratch: Path, *, most: int, requests: int) -> None:
-    """Prints P7: the platform's part is played here."""
+    """Prints P7: the platform's part is played here. Each number of models has its engine."""
     models = scratch / "registered"
     for user in range(most):
         register(scene.adapters[user % USERS], models / str(user), user)
     written()
-    base, draw = scene.resident(), random.Random(0)  # noqa: S311 (not a secret)
-    medians = []
+    base, draw, measured = scene.resident(), random.Random(0), Measured(scene.device)  # noqa: S311
+    crowds: dict[int, Crowd] = {}
+    misses: Counter[int] = Counter()
     for registered in (count for count in REGISTERED if count <= most):
         # On a CPU the slots lie in the same memory as the host's copies: one cap for both.
         engine = Engine(
@@ -376,42 +377,31 @@ def measure_registered(scene: Scene, scratch: Path, *, most: int, requests: int)
             adapter_bytes=CAP_BYTES * 7 // 8,
             slot_bytes=CAP_BYTES // 8,
         )
-        users = [draw.randrange(registered) for _ in range(requests)]
-        medians.append(measure_crowd(engine, models, scene, users, registered))
-        engine.close()
-    say("registered", base=scene.name, most_over_least=max(medians) / min(medians))
+        crowds[registered] = crowd = Crowd(engine, models)
+        # First everybody who finds room comes once, which is what a long life amounts to.
+        for user in range(registered):
+            crowd.use(user)
 
+    def request(registered: int, number: int) -> None:
+        crowd, user = crowds[registered], draw.randrange(registered)
+        missing = crowd.must_load(user)
+        misses[registered] += missing and number > 0  # round 0 warms up
+        measured.time(f"{registered} registered", partial(crowd.request, user, scene))
 
-def measure_crowd(
-    engine: Engine, models: Path, scene: Scene, users: list[int], registered: int
-) -> float:
-    """Prints what requests of these users cost; their median milliseconds."""
-    crowd, measured = Crowd(engine, models), Measured(scene.device)
-    # First everybody who finds room comes once, which is what a long life amounts to.
-    for user in range(registered):
-        crowd.use(user)
-    crowd.request(0, scene)
-    misses = 0
-    for user in users:
-        misses += crowd.must_load(user)
-        measured.time("request", partial(crowd.request, user, scene))
-    measured.say(
-        "registered",
-        [],
-        base=scene.name,
-        models=registered,
-        loaded=crowd.loaded,
-        misses=misses,
-        adapters_mb=round(engine.resident_bytes / 1e6, 1),
-        process_mb=round(resident_mb()),
-    )
-    return statistics.median(measured.figures["request"])
-
-
-def resident_mb() -> float:
-    """Resident memory of this process."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1000
+    measured.in_rounds({str(count): partial(request, count) for count in crowds}, requests)
+    middle = [statistics.median(times) for times in measured.figures.values()]
+    measured.say("registered", [], base=scene.name)
+    for registered, crowd in crowds.items():
+        say(
+            "registered, memory",
+            base=scene.name,
+            models=registered,
+            loaded=crowd.loaded,
+            misses=misses[registered],
+            adapters_mb=round(crowd.engine.resident_bytes / 1e6, 1),
+        )
+        crowd.engine.close()
+    say("registered", base=scene.name, most_over_least=max(middle) / min(middle))
 
 
 # -- A lone request (P8) --------------------------------------------------------------------------
@@ -479,7 +469,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=STEPS, help="of each image; 20 for H4")
     parser.add_argument("--rounds", type=int, default=5, help="5 or more for a figure")
     parser.add_argument("--registered", type=int, default=1_000, help="10,000 for the full P7")
-    parser.add_argument("--requests", type=int, default=20, help="of each number of models in P7")
+    parser.add_argument("--requests", type=int, default=20, help="rounds of P7")
     figures = ("switch", "request", "registered", "lone")
     parser.add_argument("--figures", nargs="*", default=figures, choices=figures)
     return parser.parse_args()
