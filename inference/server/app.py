@@ -151,9 +151,10 @@ def build_app(engine: Engine, models_root: Path, capture: Capture | None = None)
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
-        await run_in_threadpool(engine.close)
+        # Not on the threads of requests: all of them may be waiting, for models to be unloaded.
+        await asyncio.to_thread(engine.close)
         if capture:
-            await run_in_threadpool(capture.close)
+            await asyncio.to_thread(capture.close)
 
     return Starlette(
         routes=[
