@@ -33,6 +33,13 @@ def engine(base: ResidentBase) -> Iterator[Engine]:
     engine.close()
 
 
+@pytest.fixture
+def scheduled(scheduled_folder: Path) -> Iterator[Engine]:
+    engine = Engine(load_base(scheduled_folder), max_models=4, max_rank=64)
+    yield engine
+    engine.close()
+
+
 def generate(engine: Engine, name: str, request: GenerateRequest = REQUEST) -> Generation:
     return engine.submit(name, request).result(timeout=60)
 
@@ -69,21 +76,21 @@ def drawn_by_diffusers(
 @pytest.mark.parametrize(("target", "rank"), [("attention", 4), ("transformer", 1), ("all", 16)])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_images_equal_those_of_diffusers_with_load_lora_weights(
-    engine: Engine,
-    base_folder: Path,
+    scheduled: Engine,
+    scheduled_folder: Path,
     tmp_path: Path,
     target: str,
     rank: int,
     guidance: float,
 ) -> None:
-    write_artifact(tmp_path / "a", base_folder, target=target, rank=rank, strength=3)
-    engine.load("a", tmp_path / "a")
+    write_artifact(tmp_path / "a", scheduled_folder, target=target, rank=rank, strength=3)
+    scheduled.load("a", tmp_path / "a")
     request = REQUEST.model_copy(update={"guidance": guidance})
-    ours = generate(engine, "a", request)
+    ours = generate(scheduled, "a", request)
     assert ours.prompt == "a photo of sks on a {0} beach"
 
-    with_adapter = drawn_by_diffusers(base_folder, tmp_path / "a", ours.prompt, request)
-    without = drawn_by_diffusers(base_folder, None, ours.prompt, request)
+    with_adapter = drawn_by_diffusers(scheduled_folder, tmp_path / "a", ours.prompt, request)
+    without = drawn_by_diffusers(scheduled_folder, None, ours.prompt, request)
     difference = largest_difference(ours.pixels, with_adapter)
     change = float(np.abs(with_adapter - without).mean())
     sys.stdout.write(f"largest difference {difference} of 255; the adapter changes {change:.1f}\n")
