@@ -76,7 +76,8 @@ class Order:
         submitted: ``perf_counter`` of its submission.
         deadline: ``perf_counter`` after which nobody waits for it.
         is_wanted: Whether somebody does.
-        on_step: Told the number of steps done, after each; must return at once, and not raise.
+        on_step: Told how many steps are done, and of how many, after each; must return at once, and
+            not raise. The first number begins anew where the drawing does.
         done: Called once, by the drawing thread, with the images or what went wrong; must not
             raise.
     """
@@ -89,7 +90,7 @@ class Order:
     submitted: float
     deadline: float
     is_wanted: Callable[[], bool]
-    on_step: Callable[[int], None] | None
+    on_step: Callable[[int, int], None] | None
     done: Callable[[Drawn | Exception], None]
 
     def why_not(self) -> LimnerError | None:
@@ -348,7 +349,7 @@ class Batcher:
             self._room.step()
         for member in batch.members:
             if member.order.on_step:
-                member.order.on_step(member.drawing.step)
+                member.order.on_step(member.drawing.step, member.drawing.steps)
         if not done:
             return
         drawings = [member.drawing for member in done]
@@ -375,15 +376,18 @@ class Batcher:
 
         Who joined last goes back to the head of the queue, and for a while no more rows are drawn
         together than are left. Each drawing knows how many steps it has done, so the others go on
-        where they are.
+        where they are; but whose step is torn goes back, too, and joins again at once.
         """
         if not _is_short(error) or len(members) == 1:
             self._leave_all(members, error)
             return
         last = max(members, key=self._members.index)
-        self._vacate(last)
-        self._put_back(last.order)
-        self._room.shrink(self._rows())
+        self._room.shrink(self._rows() - last.order.rows)
+        backwards = sorted(members, key=self._members.index, reverse=True)
+        for member in backwards:
+            if member is last or member.drawing.is_torn:
+                self._vacate(member)
+                self._put_back(member.order)
         log("memory is short", {"rows": self._room.rows})
 
     def _rows(self) -> int:

@@ -98,7 +98,7 @@ class Api:
         form = Form.of(request.headers.get("accept", ""), body)
         facts.update(images=body.images, steps=body.steps)
         streams = request.headers.get("accept", "").startswith(EVENTS_TYPE)
-        progress = Progress(body.steps, facts) if streams else None
+        progress = Progress(facts) if streams else None
         future = self._engine.submit(name, body, progress.on_step if progress else None)
 
         async def answer(generation: Generation) -> bytes:

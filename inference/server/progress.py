@@ -33,20 +33,18 @@ class Progress:
     To be made on the event loop, when the request has come.
 
     Args:
-        steps: How many there will be.
         facts: For its line in the log, which is written when the last event has been read.
     """
 
-    def __init__(self, steps: int, facts: Facts) -> None:
-        self._steps = steps
+    def __init__(self, facts: Facts) -> None:
         self._facts = facts
         self._started = time.perf_counter()
         self._loop = asyncio.get_running_loop()
-        self._done: asyncio.Queue[int | None] = asyncio.Queue()
+        self._done: asyncio.Queue[tuple[int, int] | None] = asyncio.Queue()
 
-    def on_step(self, done: int) -> None:
+    def on_step(self, done: int, steps: int) -> None:
         """Tells of a step; from any thread, at once."""
-        self._loop.call_soon_threadsafe(self._done.put_nowait, done)
+        self._loop.call_soon_threadsafe(self._done.put_nowait, (done, steps))
 
     async def events(
         self, future: Future[Generation], answer: Callable[[Generation], Awaitable[bytes]]
@@ -61,8 +59,9 @@ class Progress:
         drawing.add_done_callback(lambda _: self._done.put_nowait(None))
         wrong: LimnerError | None = LimnerError("GENERATION_CANCELLED")  # the reader has gone
         try:
-            while (done := await self._done.get()) is not None:
-                yield _event("step", json.dumps({"step": done, "steps": self._steps}).encode())
+            while (now := await self._done.get()) is not None:
+                done, steps = now
+                yield _event("step", json.dumps({"step": done, "steps": steps}).encode())
             try:
                 last, wrong = _event("answer", await answer(drawing.result())), None
             except Exception as error:  # noqa: BLE001 (the process boundary, as in the app)

@@ -355,11 +355,11 @@ def test_a_request_that_would_hold_everybody_up_is_refused(studio: Studio) -> No
 
 
 def test_progress_is_told_after_each_step(studio: Studio) -> None:
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []
     studio.gate.open()
     request = GenerateRequest(prompt="x", steps=3)
-    studio.engine.submit("a", request, seen.append).result(timeout=30)
-    assert seen == [1, 2, 3]
+    studio.engine.submit("a", request, lambda *told: seen.append(told)).result(timeout=30)
+    assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize("limits", [{"max_rows": 8}])
