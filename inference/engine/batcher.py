@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, TypeVar
 
@@ -74,9 +74,12 @@ class Order:
         submitted: ``perf_counter`` of its submission.
         deadline: ``perf_counter`` after which nobody waits for it.
         is_wanted: Whether somebody does.
-        on_step: Told the number of steps done, after each; must return at once, and not raise.
+        on_step: Told how many steps are done, and of how many, after each; must return at once, and
+            not raise. The first number begins anew where the drawing does.
         done: Called once, by the drawing thread, with the images or what went wrong; must not
             raise.
+        hit: Whether its adapter was in a slot already each time that it began before.
+        evictions: How many others had to leave their slots for it then.
     """
 
     adapter: Adapter
@@ -87,8 +90,10 @@ class Order:
     submitted: float
     deadline: float
     is_wanted: Callable[[], bool]
-    on_step: Callable[[int], None] | None
+    on_step: Callable[[int, int], None] | None
     done: Callable[[Drawn | Exception], None]
+    hit: bool = True
+    evictions: int = 0
 
     def why_not(self) -> LimnerError | None:
         """Why it need not be drawn any more, if so."""
@@ -170,6 +175,10 @@ class Batcher:
         # The drawing thread's own.
         self._room = _Room(max_rows)
         self._is_full = False
+        # The head of the queue, if there was no memory for it beside the members; and whether one
+        # of them has left since: only then memory can have come back.
+        self._held: Order | None = None
+        self._has_left = False
         self._members: list[_Member] = []
         self._is_lost = False
         self._batches: list[_Batch] | None = []
@@ -245,6 +254,7 @@ class Batcher:
             for order, _ in gone:
                 self._waiting.remove(order)
         for order, reason in gone:
+            self._settle(order)
             order.done(reason)
 
     def _admit(self) -> None:
@@ -256,16 +266,20 @@ class Batcher:
         while self._waiting:
             order = self._waiting[0]
             self._is_full = rows > 0 and rows + order.rows > self._room.rows
-            if self._is_full:
+            if self._is_full or (rows and order is self._held and not self._has_left):
                 break
             refused: list[Exception] = []
             seat = self._confined(partial(self._residency.pin, order.adapter), refused.append)
             # Where somebody is drawn, there will be a slot, or memory for one, when he leaves.
-            if seat is None and (not refused or (rows and _is_short(refused[0]))):
+            if seat is None and not refused:
+                break
+            if seat is None and rows and _is_short(refused[0]):
+                self._hold(order)
                 break
             with self._changed:
                 self._waiting.popleft()
             if seat is None:
+                self._settle(order)
                 order.done(refused[0])
                 continue
             joining.append((order, seat))
@@ -281,27 +295,28 @@ class Batcher:
                 # Later, when somebody has left; where nobody is there, one begins alone.
                 begins = 0 if self._members else 1
                 for order, seat in reversed(joining[begins:]):
-                    self._residency.unpin(seat)
-                    self._put_back(order)
+                    head = self._put_back(order, seat)
                 if begins:
                     self._begin(joining[:begins])
+                else:
+                    self._hold(head)
                 return
             if len(joining) > 1:  # whose fault it was shows when each begins alone
                 for one in joining:
                     self._begin([one])
                 return
             ((order, seat),) = joining
-            self._residency.unpin(seat)
+            self._unpin(seat)
+            self._settle(order)
             order.done(error)
 
         wishes = [(order.prompt, order.request) for order, _ in joining]
         drawings = self._confined(lambda: self._artist.begin(wishes), fail)
         if drawings is not None:
             self._batches = None
-            self._members += [
-                _Member(order, seat, drawing, started)
-                for (order, seat), drawing in zip(joining, drawings, strict=True)
-            ]
+            for (order, seat), drawing in zip(joining, drawings, strict=True):
+                self._settle(order)
+                self._members.append(_Member(order, seat, drawing, started))
 
     def _regroup(self) -> list[_Batch]:
         """Batches of the members; new ones only after somebody has joined or left."""
@@ -343,7 +358,7 @@ class Batcher:
             self._room.step()
         for member in batch.members:
             if member.order.on_step:
-                member.order.on_step(member.drawing.step)
+                member.order.on_step(member.drawing.step, member.drawing.steps)
         if not done:
             return
         drawings = [member.drawing for member in done]
@@ -360,8 +375,8 @@ class Batcher:
                     pixels=pixels,
                     queue_ms=(member.started - member.order.submitted) * 1000,
                     denoise_ms=(time.perf_counter() - member.started) * 1000,
-                    hit=member.seat.hit,
-                    evictions=member.seat.evictions,
+                    hit=member.order.hit and member.seat.hit,
+                    evictions=member.order.evictions + member.seat.evictions,
                 ),
             )
 
@@ -370,23 +385,52 @@ class Batcher:
 
         Who joined last goes back to the head of the queue, and for a while no more rows are drawn
         together than are left. Each drawing knows how many steps it has done, so the others go on
-        where they are.
+        where they are; but whose step is torn goes back, too, and joins again at once.
         """
         if not _is_short(error) or len(members) == 1:
             self._leave_all(members, error)
             return
         last = max(members, key=self._members.index)
-        self._vacate(last)
-        self._put_back(last.order)
-        self._room.shrink(self._rows())
+        self._room.shrink(self._rows() - last.order.rows)
+        backwards = sorted(members, key=self._members.index, reverse=True)
+        for member in backwards:
+            if member is last or member.drawing.is_torn:
+                self._forget(member)
+                self._put_back(member.order, member.seat)
         log("memory is short", {"rows": self._room.rows})
 
     def _rows(self) -> int:
         return sum(member.order.rows for member in self._members)
 
-    def _put_back(self, order: Order) -> None:
+    def _put_back(self, order: Order, seat: Seat) -> Order:
+        """Lets an order that has begun wait again, at the head of the queue, without its slot.
+
+        Returns:
+            What waits now. It knows what its slot cost, which is free when it is asked for again.
+        """
+        self._unpin(seat)
+        again = replace(
+            order, hit=order.hit and seat.hit, evictions=order.evictions + seat.evictions
+        )
         with self._changed:
-            self._waiting.appendleft(order)
+            self._waiting.appendleft(again)
+        return again
+
+    def _hold(self, head: Order) -> None:
+        """Lets the head of the queue, for which there is no memory, wait until somebody leaves."""
+        if self._held is None:  # or it is said already
+            log("memory is short to join", {"rows": self._rows()})
+        self._held = head
+        self._has_left = False
+
+    def _settle(self, order: Order) -> None:
+        """An order waits no more: it is drawn, or has ended."""
+        if order is self._held:
+            self._held = None
+
+    def _unpin(self, seat: Seat) -> None:
+        self._residency.unpin(seat)
+        self._has_left = True
 
     def _leave_all(self, members: Sequence[_Member], error: Exception) -> None:
         for member in members:
@@ -397,9 +441,12 @@ class Batcher:
         member.order.done(outcome)
 
     def _vacate(self, member: _Member) -> None:
+        self._forget(member)
+        self._unpin(member.seat)
+
+    def _forget(self, member: _Member) -> None:
         self._members.remove(member)
         self._batches = None
-        self._residency.unpin(member.seat)
 
     def _confined(
         self, work: Callable[[], Result], fail: Callable[[Exception], None]

@@ -46,6 +46,8 @@ class Drawing:
         scheduler: Its own; it has state.
         extra: Further arguments of the scheduler's step.
         step: Steps that are done.
+        is_torn: Whether its scheduler is ahead of ``step``, since a step of it did not end. It must
+            begin anew.
     """
 
     context: Tensor
@@ -55,6 +57,7 @@ class Drawing:
     scheduler: Any
     extra: dict[str, Any]
     step: int = 0
+    is_torn: bool = False
 
     @property
     def rows(self) -> int:
@@ -64,7 +67,12 @@ class Drawing:
     @property
     def is_done(self) -> bool:
         """Whether all steps are done."""
-        return self.step == len(self.scheduler.timesteps)
+        return self.step == self.steps
+
+    @property
+    def steps(self) -> int:
+        """Steps that it takes in all: with PNDM one more than were asked for."""
+        return len(self.scheduler.timesteps)
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,10 @@ class Artist:
 
     @torch.inference_mode()
     def step(self, batch: Pass) -> None:
-        """Takes the next step of each drawing of a pass."""
+        """Takes the next step of each drawing of a pass.
+
+        Where it raises, it may be taken again by all drawings that are not torn.
+        """
         base = self._base
         times = [drawing.scheduler.timesteps[drawing.step] for drawing in batch.drawings]
         inputs: list[Tensor] = []
@@ -156,13 +167,16 @@ class Artist:
             if drawing.guided:
                 without, given = noise.chunk(2)
                 noise = without + drawing.guidance * (given - without)
+            # A scheduler's state (PNDM's history, Euler's count, generators) cannot be put back.
+            drawing.is_torn = True
             latents += drawing.scheduler.step(
                 noise, time, drawing.latents, **drawing.extra, return_dict=False
             )[:1]
-        # All or none: where memory ran out above, nobody is a step ahead of the others.
+        # All or none: where memory ran out above, nobody's count is ahead of the others'.
         for drawing, new in zip(batch.drawings, latents, strict=True):
             drawing.latents = new
             drawing.step += 1
+            drawing.is_torn = False
 
     @torch.inference_mode()
     def finish(self, drawings: Sequence[Drawing]) -> list[Pixels | None]:

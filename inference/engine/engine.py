@@ -236,15 +236,15 @@ class Engine:
         self,
         name: str,
         request: GenerateRequest,
-        on_step: Callable[[int], None] | None = None,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> Future[Generation]:
         """Queues a generation; the model stays loaded until it has ended.
 
         Args:
             name: A loaded model.
             request: What to draw.
-            on_step: Told the number of steps done, after each. The drawing thread calls it, and
-                waits: it must return at once, and not raise.
+            on_step: Told how many steps are done, and of how many, after each. The drawing thread
+                calls it, and waits: it must return at once, and not raise.
 
         Returns:
             A future, which may be cancelled at any time: the request then leaves at the next

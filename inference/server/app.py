@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from inference.answers import Form, encode_answer
@@ -29,7 +29,7 @@ from inference.capture import Capture
 from inference.engine.engine import Engine, Generation, LoadedModel
 from inference.logs import fingerprint
 from inference.reports import Facts, named, report, stopped
-from inference.server.progress import EVENTS_TYPE, Progress
+from inference.server.progress import EVENTS_TYPE, EventStream, Progress
 from inference.server.requests import LoadRequest, check_name, read_body, read_page
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import TARGET_HEADER, GenerateRequest
@@ -96,7 +96,7 @@ class Api:
         form = Form.of(request.headers.get("accept", ""), body)
         facts.update(images=body.images, steps=body.steps)
         streams = request.headers.get("accept", "").startswith(EVENTS_TYPE)
-        progress = Progress(body.steps, facts) if streams else None
+        progress = Progress(facts) if streams else None
         future = self._engine.submit(name, body, progress.on_step if progress else None)
 
         async def answer(generation: Generation) -> bytes:
@@ -111,7 +111,7 @@ class Api:
             return encoded.content
 
         if progress:
-            return StreamingResponse(progress.events(future, answer), media_type=EVENTS_TYPE)
+            return EventStream(progress, progress.events(future, answer))
         content = await answer(await _unless_gone(request, future))
         return Response(content, media_type=form.media_type)
 
@@ -185,7 +185,7 @@ def _guarded(event: str, handler: Handler) -> Callable[[Request], Awaitable[Resp
         except Exception as raised:  # noqa: BLE001 (the process boundary: an answer, and a line)
             error = named(event, facts, raised)
             response = _error(error)
-        if not isinstance(response, StreamingResponse):  # that one has not begun yet
+        if not isinstance(response, EventStream):  # that one has not begun yet
             report(event, facts, error, started)
         return response
 

@@ -20,8 +20,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from typing import Final
 
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
 from inference.engine.engine import Generation
-from inference.reports import Facts, named, report
+from inference.reports import Facts, named, report, stopped
 from limner.contracts.errors import LimnerError
 
 EVENTS_TYPE: Final = "text/event-stream"
@@ -33,25 +36,25 @@ class Progress:
     To be made on the event loop, when the request has come.
 
     Args:
-        steps: How many there will be.
-        facts: For its line in the log, which is written when the last event has been read.
+        facts: For its line in the log, which is written when the last event has been sent.
     """
 
-    def __init__(self, steps: int, facts: Facts) -> None:
-        self._steps = steps
+    def __init__(self, facts: Facts) -> None:
         self._facts = facts
+        self._wrong: LimnerError | None = LimnerError("GENERATION_CANCELLED")  # the reader has gone
+        self._has_ended = False
         self._started = time.perf_counter()
         self._loop = asyncio.get_running_loop()
-        self._done: asyncio.Queue[int | None] = asyncio.Queue()
+        self._done: asyncio.Queue[tuple[int, int] | None] = asyncio.Queue()
 
-    def on_step(self, done: int) -> None:
+    def on_step(self, done: int, steps: int) -> None:
         """Tells of a step; from any thread, at once."""
-        self._loop.call_soon_threadsafe(self._done.put_nowait, done)
+        self._loop.call_soon_threadsafe(self._done.put_nowait, (done, steps))
 
     async def events(
         self, future: Future[Generation], answer: Callable[[Generation], Awaitable[bytes]]
     ) -> AsyncIterator[bytes]:
-        """The events; whoever stops reading them cancels the generation.
+        """The events, to be read by an ``EventStream``.
 
         Args:
             future: Of the generation that ``on_step`` hears of.
@@ -59,19 +62,61 @@ class Progress:
         """
         drawing = asyncio.wrap_future(future)
         drawing.add_done_callback(lambda _: self._done.put_nowait(None))
-        wrong: LimnerError | None = LimnerError("GENERATION_CANCELLED")  # the reader has gone
         try:
-            while (done := await self._done.get()) is not None:
-                yield _event("step", json.dumps({"step": done, "steps": self._steps}).encode())
+            while (now := await self._done.get()) is not None:
+                done, steps = now
+                yield _event("step", json.dumps({"step": done, "steps": steps}).encode())
             try:
-                last, wrong = _event("answer", await answer(drawing.result())), None
+                last = _event("answer", await answer(drawing.result()))
+                self._wrong = None
             except Exception as error:  # noqa: BLE001 (the process boundary, as in the app)
-                wrong = named("invoke", self._facts, error)
-                last = _event("error", json.dumps(wrong.to_dict()).encode())
+                self._wrong = named("invoke", self._facts, error)
+                last = _error(self._wrong)
             yield last
+            self._has_ended = True  # only now: a send that is cancelled has sent nothing
         finally:
             drawing.cancel()
-            report("invoke", self._facts, wrong, self._started)
+
+    def stop(self) -> bytes:
+        """The last event of a stream that the server must end; empty if that has been sent."""
+        if self._has_ended:
+            return b""
+        self._wrong = stopped()
+        return _error(self._wrong)
+
+    def report(self) -> None:
+        """Writes the line, when nothing more is sent."""
+        report("invoke", self._facts, self._wrong, self._started)
+
+
+class EventStream(StreamingResponse):
+    """Sends the events; a reader who goes away cancels the generation.
+
+    Args:
+        progress: Whose they are.
+        events: Its ``events``.
+    """
+
+    media_type = EVENTS_TYPE
+
+    def __init__(self, progress: Progress, events: AsyncIterator[bytes]) -> None:
+        super().__init__(events)
+        self._progress = progress
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends all of it, and its last event also if the server cannot wait any longer."""
+        try:
+            await super().__call__(scope, receive, send)
+        except asyncio.CancelledError:
+            # The time of grace after SIGTERM is over. A reader who goes away does not lead here:
+            # Starlette then ends the events itself, and returns.
+            await send({"type": "http.response.body", "body": self._progress.stop()})
+        finally:
+            self._progress.report()
+
+
+def _error(error: LimnerError) -> bytes:
+    return _event("error", json.dumps(error.to_dict()).encode())
 
 
 def _event(name: str, data: bytes) -> bytes:

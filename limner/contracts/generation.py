@@ -29,7 +29,7 @@ class GenerateRequest(BaseModel):
         prompt: The text; ``{token}`` stands for the user's subject and is filled in from the
             adapter's manifest.
         negative_prompt: What to keep away from.
-        steps: Denoising steps.
+        steps: Denoising steps; a base whose scheduler is PNDM takes one more.
         guidance: Scale of classifier-free guidance; 1 or less turns it off.
         seed: Seed of the first image; image i uses seed + i.
         images: Number of images.

@@ -8,11 +8,14 @@ milliseconds. Its pictures are noise.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Final
 
 import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -24,6 +27,8 @@ from limner.contracts.base import CARD, BaseCard
 RANDOM_BASE_ID = "random-1"
 RANDOM_RESOLUTION_PX = 32
 _TEXT_LENGTH = 24
+# The schedulers that published bases have. Only DDIM's has no state but its timesteps.
+SCHEDULERS: Final = ("ddim", "pndm", "euler")
 
 
 def letter_tokenizer(length: int) -> CLIPTokenizer:
@@ -40,13 +45,16 @@ def letter_tokenizer(length: int) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=length)
 
 
-def save_random_pipeline(folder: Path, *, seed: int = 0, latent_channels: int = 4) -> Path:
+def save_random_pipeline(
+    folder: Path, *, seed: int = 0, latent_channels: int = 4, scheduler: str = "ddim"
+) -> Path:
     """Saves a very small StableDiffusionPipeline with random weights, and its card.
 
     Args:
         folder: Where to; made if it does not exist.
         seed: Other seeds give other weights, and so another base digest.
         latent_channels: Channels of the VAE's latents.
+        scheduler: One of ``SCHEDULERS``.
 
     Returns:
         The folder.
@@ -98,14 +106,7 @@ def save_random_pipeline(folder: Path, *, seed: int = 0, latent_channels: int = 
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DDIMScheduler(
-            beta_schedule="scaled_linear",
-            prediction_type="v_prediction",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-            timestep_spacing="trailing",
-        ),
+        scheduler=_scheduler(scheduler),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -118,3 +119,25 @@ def save_random_pipeline(folder: Path, *, seed: int = 0, latent_channels: int = 
     )
     (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return folder
+
+
+def _scheduler(name: str) -> Any:
+    if name == "ddim":
+        return DDIMScheduler(
+            beta_schedule="scaled_linear",
+            prediction_type="v_prediction",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+            timestep_spacing="trailing",
+        )
+    # As in Stable Diffusion 1.5 (PNDM) and in bases made from it (Euler).
+    published = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "steps_offset": 1,
+    }
+    if name == "pndm":
+        return PNDMScheduler(**published, skip_prk_steps=True, set_alpha_to_one=False)
+    return EulerDiscreteScheduler(**published, timestep_spacing="leading")

@@ -34,7 +34,7 @@ def submit(
     engine: Engine,
     name: str,
     request: GenerateRequest,
-    on_step: Callable[[int], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> Future[Generation]:
     if request.prompt == GREEDY:
         engine.get(name)

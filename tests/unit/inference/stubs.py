@@ -27,6 +27,11 @@ class StubDrawing:
     context: Tensor
     step: int = 0
     seen: set[float] = field(default_factory=set)
+    is_torn: bool = False
+
+    @property
+    def steps(self) -> int:
+        return self.request.steps
 
     @property
     def rows(self) -> int:
@@ -34,7 +39,7 @@ class StubDrawing:
 
     @property
     def is_done(self) -> bool:
-        return self.step == self.request.steps
+        return self.step == self.steps
 
 
 @dataclass(frozen=True)

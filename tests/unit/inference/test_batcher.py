@@ -257,25 +257,42 @@ def test_a_shortage_among_some_leaves_the_room_of_others(studio: Studio) -> None
 
 
 @pytest.mark.parametrize("where", ["begin", "fill"])
-def test_who_finds_no_memory_to_join_waits_for_somebody_to_leave(
-    studio: Studio, monkeypatch: pytest.MonkeyPatch, where: str
+def test_who_finds_no_memory_to_join_is_tried_again_only_after_somebody_has_left(
+    studio: Studio,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    where: str,
 ) -> None:
-    first = studio.ask("a", 1)
+    caplog.set_level("INFO", "limner.inference")
+    first = studio.ask("a", 1, steps=4)
+    studio.gate.reached()
+    second = studio.ask("d", 2, steps=5)
+    studio.gate.step()
     studio.gate.reached()
     owner = studio.artist if where == "begin" else bank_module.Bank
-    sound = getattr(owner, where)
+    sound, tries = getattr(owner, where), 0
 
     def short(*arguments: object) -> object:
-        if not first.done():
+        nonlocal tries
+        if not second.done():
+            tries += 1
             take_all_memory()
         return sound(*arguments)
 
     monkeypatch.setattr(owner, where, short)
-    others = [studio.ask(name, seed) for seed, name in enumerate("bc", start=2)]
+    costs: list[dict[str, float]] = []
+    monkeypatch.setattr(studio.engine, "_record", lambda _, values: costs.append(values))
+    others = [studio.ask(name, seed) for seed, name in enumerate("bc", start=3)]
     studio.gate.open()
-    for future in (first, *others):
+    for future in (first, second, *others):
         future.result(timeout=30)
-    assert studio.artist.passes == [[1]] * 3 + [[2, 3]] * 3
+    assert studio.artist.passes == [[1]] + [[1, 2]] * 3 + [[2]] * 2 + [[3, 4]] * 3
+    assert tries == 2  # when they came, and when the first had left
+    assert [r.message for r in caplog.records if "memory" in r.message] == [
+        "memory is short to join"
+    ]
+    # Whoever began twice paid for his slot once.
+    assert [cost["SlotMisses"] for cost in costs] == [1] * 4
 
 
 def test_who_runs_out_of_memory_alone_is_507_and_the_next_one_is_drawn(studio: Studio) -> None:
@@ -355,11 +372,11 @@ def test_a_request_that_would_hold_everybody_up_is_refused(studio: Studio) -> No
 
 
 def test_progress_is_told_after_each_step(studio: Studio) -> None:
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []
     studio.gate.open()
     request = GenerateRequest(prompt="x", steps=3)
-    studio.engine.submit("a", request, seen.append).result(timeout=30)
-    assert seen == [1, 2, 3]
+    studio.engine.submit("a", request, lambda *told: seen.append(told)).result(timeout=30)
+    assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize("limits", [{"max_rows": 8}])

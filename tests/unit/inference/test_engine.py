@@ -1,17 +1,19 @@
 """The engine draws what diffusers draws, and switching adapters leaves nothing behind."""
 
+import functools
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import PNDMScheduler, StableDiffusionPipeline
 
 from inference.engine import engine as engine_module
 from inference.engine.base import ResidentBase, load_base
-from inference.engine.denoise import Artist, Pass, latent_size
+from inference.engine.denoise import Artist, Drawing, Pass, latent_size
 from inference.engine.engine import Engine, Generation
 from limner.contracts import artifact
 from limner.contracts.errors import LimnerError
@@ -29,6 +31,13 @@ REQUEST = GenerateRequest(
 @pytest.fixture
 def engine(base: ResidentBase) -> Iterator[Engine]:
     engine = Engine(base, max_models=4, max_rank=64)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def scheduled(scheduled_folder: Path) -> Iterator[Engine]:
+    engine = Engine(load_base(scheduled_folder), max_models=4, max_rank=64)
     yield engine
     engine.close()
 
@@ -69,27 +78,84 @@ def drawn_by_diffusers(
 @pytest.mark.parametrize(("target", "rank"), [("attention", 4), ("transformer", 1), ("all", 16)])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_images_equal_those_of_diffusers_with_load_lora_weights(
-    engine: Engine,
-    base_folder: Path,
+    scheduled: Engine,
+    scheduled_folder: Path,
     tmp_path: Path,
     target: str,
     rank: int,
     guidance: float,
 ) -> None:
-    write_artifact(tmp_path / "a", base_folder, target=target, rank=rank, strength=3)
-    engine.load("a", tmp_path / "a")
+    write_artifact(tmp_path / "a", scheduled_folder, target=target, rank=rank, strength=3)
+    scheduled.load("a", tmp_path / "a")
     request = REQUEST.model_copy(update={"guidance": guidance})
-    ours = generate(engine, "a", request)
+    ours = generate(scheduled, "a", request)
     assert ours.prompt == "a photo of sks on a {0} beach"
 
-    with_adapter = drawn_by_diffusers(base_folder, tmp_path / "a", ours.prompt, request)
-    without = drawn_by_diffusers(base_folder, None, ours.prompt, request)
+    with_adapter = drawn_by_diffusers(scheduled_folder, tmp_path / "a", ours.prompt, request)
+    without = drawn_by_diffusers(scheduled_folder, None, ours.prompt, request)
     difference = largest_difference(ours.pixels, with_adapter)
     change = float(np.abs(with_adapter - without).mean())
     sys.stdout.write(f"largest difference {difference} of 255; the adapter changes {change:.1f}\n")
     # One level for rounding; the adapter itself changes the images by far more.
     assert difference <= 1
     assert change > 3
+
+
+EULER_WARNS = pytest.mark.filterwarnings(  # diffusers 0.42
+    "ignore:__array__ implementation:DeprecationWarning"
+)
+
+
+@EULER_WARNS
+def test_the_steps_that_are_told_are_those_that_are_taken(
+    scheduled: Engine, scheduled_folder: Path, tmp_path: Path
+) -> None:
+    write_artifact(tmp_path / "a", scheduled_folder)
+    scheduled.load("a", tmp_path / "a")
+    told: list[tuple[int, int]] = []
+    scheduled.submit("a", REQUEST, lambda *now: told.append(now)).result(timeout=60)
+    is_pndm = isinstance(scheduled.base.scheduler, PNDMScheduler)
+    taken = REQUEST.steps + is_pndm
+    assert told == [(step, taken) for step in range(1, taken + 1)]
+
+
+@EULER_WARNS
+def test_where_memory_ends_amid_the_schedulers_steps_images_are_those_drawn_alone(
+    scheduled: Engine, scheduled_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, name in enumerate("abc"):
+        write_artifact(tmp_path / name, scheduled_folder, seed=seed)
+        scheduled.load(name, tmp_path / name)
+    request = REQUEST.model_copy(update={"images": 1})
+    alone = {name: generate(scheduled, name, request).pixels for name in "abc"}
+
+    pass_step, scheduler = Artist.step, type(scheduled.base.scheduler)
+    scheduler_step = scheduler.step
+    all_wait, torn = threading.Event(), []
+    drawings: list[Drawing] = []
+
+    def gated(artist: Artist, batch: Pass) -> None:
+        assert all_wait.wait(timeout=30)
+        drawings[:] = batch.drawings
+        pass_step(artist, batch)
+
+    def short_once(self: object, *arguments: object, **named: object) -> object:
+        stepped = scheduler_step(self, *arguments, **named)
+        # Its own state has changed by now, and that of the first drawing, too.
+        is_second = len(drawings) == 3 and self is drawings[1].scheduler
+        if is_second and drawings[1].step == 2 and not torn:
+            torn.append(self)
+            take_all_memory()
+        return stepped
+
+    monkeypatch.setattr(Artist, "step", gated)
+    monkeypatch.setattr(scheduler, "step", functools.wraps(scheduler_step)(short_once))
+    futures = {name: scheduled.submit(name, request) for name in "abc"}
+    all_wait.set()
+    for name, future in futures.items():
+        drawn = future.result(timeout=60).pixels
+        assert largest_difference(drawn, alone[name]) <= 1, name
+    assert torn
 
 
 def test_an_image_is_the_same_alone_and_in_a_batch(

@@ -102,7 +102,11 @@ def body_of(draw: random.Random) -> bytes:
 
 
 async def invoke(
-    app: Starlette, gone: asyncio.Event, content: bytes = b'{"prompt": "x"}', accept: bytes = b""
+    app: Starlette,
+    gone: asyncio.Event,
+    content: bytes = b'{"prompt": "x"}',
+    accept: bytes = b"",
+    received: bytearray | None = None,
 ) -> int:
     """One invocation by a client that closes its connection when ``gone`` is set; the status."""
     sent: list[dict[str, object]] = []
@@ -116,6 +120,8 @@ async def invoke(
 
     async def send(message: dict[str, object]) -> None:
         sent.append(message)
+        if received is not None:
+            received.extend(message.get("body", b""))  # type: ignore[arg-type]
 
     scope = {
         "type": "http",
@@ -272,3 +278,34 @@ def test_a_client_that_goes_away_while_it_streams_makes_room(
     assert len(artist.passes) == 2  # of 20: it left after the step that was under way
     (line,) = (r.fields for r in caplog.records if r.message == "invoke")  # type: ignore[attr-defined]
     assert (line["status"], line["code"]) == (499, "GENERATION_CANCELLED")
+
+
+def test_a_stream_that_the_server_stops_ends_with_the_error(
+    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "limner.inference")
+    artist: Painter = engine._batcher._artist  # type: ignore[assignment]
+    gate = Gate()
+    artist.turn = gate
+    received = bytearray()
+
+    async def scenario() -> int:
+        app, stays = build_app(engine, tmp_path), asyncio.Event()
+        stream = asyncio.create_task(
+            invoke(app, stays, accept=b"text/event-stream", received=received)
+        )
+        await asyncio.to_thread(gate.reached)
+        gate.step()
+        while not received:
+            await asyncio.sleep(0)
+        stream.cancel()  # as uvicorn does when the time of grace is over
+        return await stream
+
+    assert asyncio.run(scenario()) == 200
+    gate.open()
+    engine.unload("a")  # waits for whoever is drawn
+    (first, _), (last, error) = events_of(received.decode())
+    assert (first, last) == ("step", "error")
+    assert error["error"]["code"] == "GENERATION_FAILED"  # type: ignore[index]
+    (line,) = (r.fields for r in caplog.records if r.message == "invoke")  # type: ignore[attr-defined]
+    assert (line["status"], line["code"]) == (502, "GENERATION_FAILED")

@@ -51,11 +51,11 @@ USERS = {
 
 
 @pytest.fixture(scope="module")
-def artifacts(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def artifacts(scheduled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("artifacts")
     for name, values in USERS.items():
         # Not stronger: a wild network of random weights blows rounding up by a million.
-        write_artifact(root / name, base_folder, strength=0.5, **values)
+        write_artifact(root / name, scheduled_folder, strength=0.5, **values)
     return root
 
 
@@ -98,15 +98,16 @@ def run(
     return [ended[index] for index in range(len(wishes))], widest
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers 0.42
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 def test_latents_are_the_same_alone_and_in_company(
-    base_folder: Path,
+    scheduled_folder: Path,
     artifacts: Path,
     dtype: torch.dtype,
     record_property: Callable[[str, object], None],
 ) -> None:
     torch.set_num_threads(1)
-    base = base_of(base_folder, dtype)
+    base = base_of(scheduled_folder, dtype)
     adapters = {
         name: read_adapter(check_artifact(artifacts / name, base, 64), base) for name in USERS
     }
@@ -122,8 +123,9 @@ def test_latents_are_the_same_alone_and_in_company(
         change = min(change, float((wrong.latents - alone.latents).abs().max()))
     record_property(
         "figure",
-        f"mixed batch, {dtype}: {len(WISHES)} requests, up to {widest} rows a pass, {worst:.1e}"
-        f" from alone at most; another user's adapter changes latents by {change:.1e} at least",
+        f"mixed batch, {type(base.scheduler).__name__}, {dtype}: {len(WISHES)} requests, up to"
+        f" {widest} rows a pass, {worst:.1e} from alone at most; another user's adapter"
+        f" changes latents by {change:.1e} at least",
     )
     assert worst < BOUNDS[dtype]
     assert change > 1e-2
