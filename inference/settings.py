@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     max_rank: int = Field(default=256, ge=1, validation_alias="LIMNER_MAX_RANK")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", validation_alias="LIMNER_DEVICE")
     torch_threads: int = Field(default=0, ge=0, validation_alias="LIMNER_TORCH_THREADS")
-    grace_s: int = Field(default=16, ge=0, le=20, validation_alias="LIMNER_GRACE_S")
+    grace_s: int = Field(default=16, ge=0, le=18, validation_alias="LIMNER_GRACE_S")
     capture_bucket: str = Field(
         default="",
         pattern=r"^([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])?$",

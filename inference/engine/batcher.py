@@ -37,7 +37,7 @@ from limner.contracts.generation import GenerateRequest
 Result = TypeVar("Result")
 
 # After so many steps with as many rows as are allowed one more is. Where it is one too many, one
-# request begins anew, which is a small part of what was drawn meanwhile.
+# request, or a few, begin anew, which is a small part of what was drawn meanwhile.
 _CALM_STEPS: Final = 1000
 
 
@@ -291,24 +291,22 @@ class Batcher:
         started = time.perf_counter()
 
         def fail(error: Exception) -> None:
-            if _is_short(error) and (self._members or len(joining) > 1):
-                # Later, when somebody has left; where nobody is there, one begins alone.
-                begins = 0 if self._members else 1
-                for order, seat in reversed(joining[begins:]):
-                    head = self._put_back(order, seat)
-                if begins:
-                    self._begin(joining[:begins])
-                else:
-                    self._hold(head)
+            waits = _is_short(error) and bool(self._members)
+            if len(joining) == 1 and not waits:
+                ((order, seat),) = joining
+                self._unpin(seat)
+                self._settle(order)
+                order.done(error)
                 return
-            if len(joining) > 1:  # whose fault it was shows when each begins alone
-                for one in joining:
-                    self._begin([one])
-                return
-            ((order, seat),) = joining
-            self._unpin(seat)
-            self._settle(order)
-            order.done(error)
+            # Whose fault it was shows when each begins alone. Where memory is short beside those
+            # who are drawn, nobody begins before one of them has left.
+            begins = 0 if waits else 1
+            for order, seat in reversed(joining[begins:]):
+                head = self._put_back(order, seat)
+            if begins:
+                self._begin(joining[:begins])
+            else:
+                self._hold(head)
 
         wishes = [(order.prompt, order.request) for order, _ in joining]
         drawings = self._confined(lambda: self._artist.begin(wishes), fail)
@@ -412,6 +410,8 @@ class Batcher:
         again = replace(
             order, hit=order.hit and seat.hit, evictions=order.evictions + seat.evictions
         )
+        if order is self._held:
+            self._held = again
         with self._changed:
             self._waiting.appendleft(again)
         return again

@@ -36,12 +36,14 @@ class _Task:
         work: The calls.
         deadline: ``perf_counter`` after which it is given up.
         done: Told once how it ended.
+        is_wanted: Whether somebody waits for it.
     """
 
     key: str
     work: Work
     deadline: float
     done: Done
+    is_wanted: Callable[[], bool]
 
 
 class Checks:
@@ -77,22 +79,31 @@ class Checks:
 
     @property
     def waiting(self) -> list[str]:
-        """The model of each task that no thread has taken yet."""
+        """The model of each wanted task that no thread has taken yet."""
         with self._changed:
-            return [task.key for task in self._waiting]
+            return self._keys()
 
-    def run(self, key: str, work: Work, deadline: float, done: Done) -> None:
+    def run(
+        self,
+        key: str,
+        work: Work,
+        deadline: float,
+        done: Done,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Queues a task; returns at once.
 
         Args:
             key: Tells models apart.
-            work: The calls. Where the task was given up, no further one is begun.
+            work: The calls. Where the task was given up, or is wanted no more, no further one is
+                begun.
             deadline: ``perf_counter`` after which it is given up.
             done: Called once, from any thread: with None, with what ``work`` raised, or with
                 ``DEADLINE_EXCEEDED``, ``ENDPOINT_BUSY`` or ``GENERATION_FAILED``. It must not
                 raise.
+            is_wanted: Whether somebody still waits; must return at once.
         """
-        task = _Task(key, work, deadline, done)
+        task = _Task(key, work, deadline, done, is_wanted)
         with self._changed:
             refused = self._why_not(key)
             if refused is None:
@@ -126,26 +137,37 @@ class Checks:
             return stopped()
         if self._most is None:
             return None
-        return crowded([task.key for task in self._waiting], key, self._most)
+        return crowded(self._keys(), key, self._most)
+
+    def _keys(self) -> list[str]:
+        return [task.key for task in self._waiting if task.is_wanted()]
 
     def _work(self) -> None:
-        while (task := self._next()) is not None:
-            error: Exception | None = None
-            try:
-                for _ in task.work:
-                    if not self._begin_call(task):
-                        break
-            except Exception as raised:  # noqa: BLE001 (the thread's boundary: somebody waits)
-                error = raised
-            with self._changed:
-                del self._began[task]
-            self._tell(task, error)
+        while self._do_next():
+            pass
+
+    def _do_next(self) -> bool:
+        """Does the next task, and keeps nothing of it; False at the end."""
+        task = self._next()
+        if task is None:
+            return False
+        error: Exception | None = None
+        try:
+            for _ in task.work:
+                if not self._begin_call(task):
+                    break
+        except Exception as raised:  # noqa: BLE001 (the thread's boundary: somebody waits)
+            error = raised
+        with self._changed:
+            del self._began[task]
+        self._tell(task, error)
+        return True
 
     def _begin_call(self, task: _Task) -> bool:
         """Measures anew; False where nobody wants the task any more."""
         with self._changed:
             self._began[task] = time.perf_counter()
-            return task in self._open
+            return task in self._open and task.is_wanted()
 
     def _next(self) -> _Task | None:
         """The next task; None at the end."""
@@ -160,18 +182,23 @@ class Checks:
 
     def _mind(self) -> None:
         """Gives up what is overdue, until the end."""
-        while True:
-            with self._changed:
-                if self._closing:
-                    return
-                now = time.perf_counter()
-                late = [task for task in self._open if task.deadline <= now]
-                if not late:
-                    first = min((task.deadline for task in self._open), default=None)
-                    self._changed.wait(None if first is None else first - now)
-                    continue
-            for task in late:
-                self._tell(task, LimnerError("DEADLINE_EXCEEDED", self._late))
+        while not self._closing:
+            self._give_up_overdue()
+            self._await_deadline()
+
+    def _give_up_overdue(self) -> None:
+        with self._changed:
+            now = time.perf_counter()
+            late = [task for task in self._open if task.deadline <= now]
+        for task in late:
+            self._tell(task, LimnerError("DEADLINE_EXCEEDED", self._late))
+
+    def _await_deadline(self) -> None:
+        """Returns at the first deadline, or when anything has changed."""
+        with self._changed:
+            first = min((task.deadline for task in self._open), default=None)
+            if not self._closing:
+                self._changed.wait(None if first is None else first - time.perf_counter())
 
     def _tell(self, task: _Task, error: Exception | None) -> None:
         with self._changed:

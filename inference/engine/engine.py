@@ -288,6 +288,7 @@ class Engine:
                     request.negative_prompt,
                     deadline,
                     partial(self._prompt_seen, order),
+                    order.is_wanted,
                 )
             queued = True
         finally:
@@ -332,17 +333,28 @@ class Engine:
         """On the drawing thread, or one of a check: hands on what became of an order."""
         # Before the answer, so that who has it finds the model free.
         self._models.release(asked.model.name)
-        if not asked.future.set_running_or_notify_cancel():
-            return
         if isinstance(outcome, Exception):
-            asked.future.set_exception(outcome)
+            _answer(asked.future, outcome)
             return
         try:
-            self._answer(asked, outcome)
+            generation = self._generation(asked, outcome)
         except Exception as error:  # noqa: BLE001 (the thread's boundary: somebody waits for it)
-            asked.future.set_exception(error)
+            _answer(asked.future, error)
+            return
+        if self._guard is None:
+            _answer(asked.future, generation)
+            return
+        self._guard.see_images(
+            asked.model.name,
+            asked.prompt,
+            outcome.pixels,
+            asked.deadline,
+            lambda error: _answer(asked.future, error or generation),
+            lambda: not asked.future.cancelled(),
+        )
 
-    def _answer(self, asked: _Asked, outcome: Drawn) -> None:
+    def _generation(self, asked: _Asked, outcome: Drawn) -> Generation:
+        """What was drawn; its figures are written down."""
         request = asked.request
         self._record(
             asked.model.name,
@@ -355,7 +367,7 @@ class Engine:
                 metrics.RESIDENT_BYTES: self.resident_bytes,
             },
         )
-        generation = Generation(
+        return Generation(
             pixels=outcome.pixels,
             seeds=tuple(range(request.seed, request.seed + request.images)),
             prompt=asked.prompt,
@@ -364,27 +376,19 @@ class Engine:
             queue_ms=outcome.queue_ms,
             denoise_ms=outcome.denoise_ms,
         )
-        if self._guard is None:
-            asked.future.set_result(generation)
-            return
-        self._guard.see_images(
-            asked.model.name,
-            asked.prompt,
-            outcome.pixels,
-            asked.deadline,
-            partial(_looked, asked.future, generation),
-        )
 
     def _record(self, name: str, values: dict[str, float]) -> None:
         metrics.record(self._base.base_id, name, values)
 
 
-def _looked(future: Future[Generation], generation: Generation, error: Exception | None) -> None:
-    """Answers as the check of the images has ended, also with its own exception."""
-    if error is None:
-        future.set_result(generation)
+def _answer(future: Future[Generation], outcome: Generation | Exception) -> None:
+    """Hands on what became of a request, unless nobody waits any more."""
+    if not future.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
     else:
-        future.set_exception(error)
+        future.set_result(outcome)
 
 
 def _ms_since(started: float) -> float:

@@ -7,6 +7,7 @@ The setting ``LIMNER_SAFETY`` names an object with the two methods of ``SafetyCh
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from math import ceil
@@ -97,7 +98,13 @@ class Guard:
         return max(self._prompts.longest_s, self._images.longest_s) > self._answer_s
 
     def see_prompt(
-        self, model: str, prompt: str, negative_prompt: str, deadline: float, done: Done
+        self,
+        model: str,
+        prompt: str,
+        negative_prompt: str,
+        deadline: float,
+        done: Done,
+        is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         """Has a prompt checked; returns at once.
 
@@ -108,18 +115,26 @@ class Guard:
             deadline: ``perf_counter`` after which nobody waits any more.
             done: Called once, from any thread: with None, or with what refuses, such as
                 ``CONTENT_REFUSED``, ``DEADLINE_EXCEEDED`` or ``ENDPOINT_BUSY``.
+            is_wanted: Whether somebody still waits.
         """
         if busy := crowded(self._images.waiting, model, self._max_images):
             done(busy)
             return
         work = self._see_prompt(model, prompt, negative_prompt)
-        self._prompts.run(model, work, deadline, done)
+        self._prompts.run(model, work, deadline, done, is_wanted)
 
     def see_images(
-        self, model: str, prompt: str, pixels: Pixels, deadline: float, done: Done
+        self,
+        model: str,
+        prompt: str,
+        pixels: Pixels,
+        deadline: float,
+        done: Done,
+        is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         """Has images ``[images, height, width, 3]`` checked, as ``see_prompt``; one may refuse."""
-        self._images.run(model, self._see_images(model, prompt, pixels), deadline, done)
+        work = self._see_images(model, prompt, pixels)
+        self._images.run(model, work, deadline, done, is_wanted)
 
     def close(self) -> None:
         """Gives up what has not ended within a moment."""

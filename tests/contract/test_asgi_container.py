@@ -102,6 +102,10 @@ def test_unload_waits_while_an_image_is_drawn(container: Container) -> None:
         container.gate.wait_for(requests=1)
         unloading = pool.submit(container.unload, "alpha")
         until(lambda: container.get("/models/alpha").status, lambda status: status == 404)
+        # However many others come and go meanwhile.
+        for _ in range(3):
+            assert container.load("beta").status == 200
+            assert container.unload("beta").status == 200
         assert not unloading.done()
         container.gate.open()
         assert drawing.result().status == 200

@@ -33,9 +33,9 @@ PROMPT = "a photo of {token} with {braces} zebrapainting"
 START_DEADLINE_S = 180
 STOP_DEADLINE_S = 30
 
-# Below those that Linux gives away by itself, and others for each of pytest's processes.
+# Below those that Linux and the laptop give away, and others for each of pytest's processes.
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_PORTS = itertools.count(20_000 + 500 * _WORKER)
+_PORTS = itertools.count(12_000 + 500 * _WORKER)
 _started: list[subprocess.Popen[bytes]] = []
 
 _UNPACKED = REPOSITORY / "build" / "triton"
@@ -352,7 +352,7 @@ def _port(port: str) -> dict[str, str]:
 
 
 def _free_port() -> int:
-    """A port that nobody else will take: Triton cannot choose one by itself."""
+    """A port that hardly anybody else will take: Triton cannot choose one by itself."""
     for port in _PORTS:
         with suppress(OSError), socket.create_server(("0.0.0.0", port)):  # noqa: S104
             return port

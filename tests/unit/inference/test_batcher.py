@@ -1,7 +1,7 @@
 """Joining and leaving between steps: order, room, cancellation, deadlines, and whose fault."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from inference.engine.engine import Engine, Generation
 from limner.contracts.errors import LimnerError
 from limner.contracts.generation import GenerateRequest
 from tests.support.artifacts import write_artifact
-from tests.unit.inference.stubs import Gate, StubArtist, code, take_all_memory
+from tests.unit.inference.stubs import LAYER, Gate, StubArtist, StubDrawing, code, take_all_memory
 
 USERS = ("a", "b", "c", "d")
 
@@ -62,8 +62,7 @@ def studio(
     limits: dict[str, float],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Studio]:
-    layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-    monkeypatch.setattr(engine_module, "Artist", lambda _: StubArtist(layer))
+    monkeypatch.setattr(engine_module, "Artist", lambda _: StubArtist(LAYER))
     found = Studio(base, artifacts, **limits)
     yield found
     found.close()
@@ -295,6 +294,29 @@ def test_who_finds_no_memory_to_join_is_tried_again_only_after_somebody_has_left
     assert [cost["SlotMisses"] for cost in costs] == [1] * 4
 
 
+def test_who_begins_alone_after_a_failure_overtakes_nobody(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = studio.ask("a", 1, steps=2)
+    studio.gate.reached()
+    begin = studio.artist.begin
+
+    def troubled(wishes: Sequence[tuple[str, GenerateRequest]]) -> list[StubDrawing]:
+        if not first.done():
+            if len(wishes) > 1:
+                raise ValueError("somebody's fault")
+            if wishes[0][1].seed == 2:
+                take_all_memory()
+        return begin(wishes)
+
+    monkeypatch.setattr(studio.artist, "begin", troubled)
+    others = [studio.ask("b", 2), studio.ask("c", 3)]
+    studio.gate.open()
+    for future in (first, *others):
+        future.result(timeout=30)
+    assert studio.artist.passes == [[1]] * 2 + [[2, 3]] * 3
+
+
 def test_who_runs_out_of_memory_alone_is_507_and_the_next_one_is_drawn(studio: Studio) -> None:
     studio.gate.open()
     studio.artist.fits = 0
@@ -449,8 +471,7 @@ def test_host_memory_is_bounded_by_bytes(base: ResidentBase, artifacts: Path) ->
 def test_one_slot_serves_everybody_in_turn(
     base: ResidentBase, artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-    monkeypatch.setattr(engine_module, "Artist", lambda _: StubArtist(layer))
+    monkeypatch.setattr(engine_module, "Artist", lambda _: StubArtist(LAYER))
     probe = Engine(base, max_models=8, max_rank=8)
     size = probe.load("a", artifacts / "a").adapter.size_bytes
     probe.close()

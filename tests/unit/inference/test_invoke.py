@@ -296,8 +296,9 @@ def test_a_stream_that_the_server_stops_ends_with_the_error(
         )
         await asyncio.to_thread(gate.reached)
         gate.step()
-        while not received:
-            await asyncio.sleep(0)
+        async with asyncio.timeout(60):
+            while not received:
+                await asyncio.sleep(0)
         stream.cancel()  # as uvicorn does when the time of grace is over
         return await stream
 

@@ -369,6 +369,22 @@ def test_who_was_given_up_has_no_further_image_looked_at(
     guard.close()
 
 
+def test_who_goes_away_leaves_the_line_before_the_check(
+    base: ResidentBase, base_folder: Path, tmp_path: Path
+) -> None:
+    stuck = Stuck(base, base_folder, tmp_path, "check_image")
+    first = stuck.ask()
+    assert stuck.began.wait(60)
+    second = stuck.ask_behind("check_image")
+    assert second.cancel()
+    assert stuck.guard._images.waiting == []
+    stuck.began.clear()
+    stuck.end()
+    assert len(first.result(timeout=60).pixels) == 1
+    stuck.engine.close()
+    assert not stuck.began.is_set(), "its image was looked at"
+
+
 def test_both_kinds_of_calls_have_one_time_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[float] = []
     close = Checks.close
