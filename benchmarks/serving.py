@@ -17,6 +17,9 @@ of at least 5 rounds with its spread, wall time beside it. Peers are the publish
 unmodified. The same run asserts that all ways draw the same images. Nothing else should run
 meanwhile.
 
+The process keeps freed memory, as our container does: all ways would otherwise be faster or slower
+by an eighth, from one run to the next, by what glibc's allocator has learnt.
+
 Cold means that the files were dropped from the system's page cache. The ``registered`` models are
 hard links to the weights of 16, with a manifest each; a model is dropped before it is loaded.
 
@@ -61,6 +64,7 @@ from benchmarks.ways import MAX_RANK, PROMPT, STEPS, USERS, Images, Scene, Way
 from inference.engine.bank import Residency, Seat, shares_of
 from inference.engine.denoise import Artist
 from inference.engine.engine import SLOT_BYTES, Engine
+from inference.engine.memory import keep_freed_memory
 from limner.contracts import artifact
 from limner.contracts.errors import LimnerError
 from tests.support.artifacts import write_artifact
@@ -492,6 +496,7 @@ def main() -> None:
     args = arguments()
     device = torch.device(args.device)
     torch.set_num_threads(1)
+    keep_freed_memory()  # as our container does; for all ways, since it is the process's
     versions = {"peft": peft.__version__, "device": device_name(device), "steps": args.steps}
     say("machine", **machine(), **versions)
     with tempfile.TemporaryDirectory() as place:

@@ -40,6 +40,7 @@ def open_engine(settings: Settings) -> Opened:
 
     from inference.engine.base import load_base
     from inference.engine.engine import Engine
+    from inference.engine.memory import keep_freed_memory
     from inference.engine.safety import load_check
 
     # Before the base, which takes long to load: a wrong name should be told at once.
@@ -50,6 +51,7 @@ def open_engine(settings: Settings) -> Opened:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     imported = time.perf_counter()
+    keep_freed_memory()
     base = load_base(settings.base_dir, device)
     return Opened(
         Engine(
