@@ -10,10 +10,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -154,11 +156,17 @@ def _copy(photo: Photo, target: Path) -> None:
 
 def _run(root: Path, plan: HerePlan, progress: Callable[[Step], None]) -> None:
     failure = root / "output" / "failure"
-    with (root / "stderr").open("w+b") as log, _started(root, plan, log) as process:
+    with (
+        (root / "stderr").open("w+b") as log,
+        _started(root, plan, log) as process,
+        _ended_by_ctrl_c(process) as asked,
+    ):
         for line in process.stdout or ():
             if (step := parse_step(line)) is not None:
                 progress(step)
         code = process.wait()
+        if asked:
+            raise KeyboardInterrupt
         if code == 0:
             return
         if failure.is_file():
@@ -197,6 +205,29 @@ def _started(root: Path, plan: HerePlan, log: IO[bytes]) -> Iterator[subprocess.
     finally:
         if process.poll() is None:
             process.kill()
+
+
+@contextmanager
+def _ended_by_ctrl_c(process: subprocess.Popen[str]) -> Iterator[list[int]]:
+    """Passes Ctrl-C on to the program, and the second one as SIGKILL; yields the signals.
+
+    Python's own handler raises wherever it is, and in a finalizer or a callback of a weak
+    reference, of which printing a line has some, the exception is lost: the program went on.
+    """
+    asked: list[int] = []
+
+    def end(number: int, _frame: object) -> None:
+        (process.kill if asked else process.terminate)()
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # only that one is told
+        return
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -99,5 +99,6 @@ def test_ctrl_c_ends_the_program_too(given: Path, out: Path) -> None:
         process.communicate(timeout=40)
     finally:
         process.kill()
+        process.communicate()
     assert process.returncode == 130
     assert not out.exists()
