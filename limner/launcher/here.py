@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import IO, TYPE_CHECKING, Final
 
 from limner.contracts import keys
@@ -159,9 +160,11 @@ def _run(root: Path, plan: HerePlan, progress: Callable[[Step], None]) -> None:
     with (
         (root / "stderr").open("w+b") as log,
         _started(root, plan, log) as process,
-        _ended_by_ctrl_c(process) as asked,
+        _interruptions() as asked,
     ):
         for line in process.stdout or ():
+            if asked:
+                raise KeyboardInterrupt
             if (step := parse_step(line)) is not None:
                 progress(step)
         code = process.wait()
@@ -208,22 +211,22 @@ def _started(root: Path, plan: HerePlan, log: IO[bytes]) -> Iterator[subprocess.
 
 
 @contextmanager
-def _ended_by_ctrl_c(process: subprocess.Popen[str]) -> Iterator[list[int]]:
-    """Passes Ctrl-C on to the program, and the second one as SIGKILL; yields the signals.
+def _interruptions() -> Iterator[list[int]]:
+    """Yields the signals of Ctrl-C, beside KeyboardInterrupt for each.
 
-    Python's own handler raises wherever it is, and in a finalizer or a callback of a weak
-    reference, of which printing a line has some, the exception is lost: the program went on.
+    That is raised wherever the main thread is, and lost in a finalizer or a callback of a weak
+    reference, of which printing a line has some.
     """
     asked: list[int] = []
 
-    def end(number: int, _frame: object) -> None:
-        (process.kill if asked else process.terminate)()
+    def note(number: int, frame: FrameType | None) -> None:
         asked.append(number)
+        signal.default_int_handler(number, frame)
 
     if threading.current_thread() is not threading.main_thread():
         yield asked  # only that one is told
         return
-    before = signal.signal(signal.SIGINT, end)
+    before = signal.signal(signal.SIGINT, note)
     try:
         yield asked
     finally:
