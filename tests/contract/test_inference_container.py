@@ -262,8 +262,7 @@ def test_ping_answers_while_an_image_is_drawn(container: Container) -> None:
             took_s.append(time.monotonic() - started)
         assert drawing.result().status == 200
     assert len(took_s) > 3, "the drawing was too short to test anything"
-    # All but two, for the machine itself may stand still.
-    assert sorted(took_s)[-3] < PING_LIMIT_S, took_s
+    assert max(took_s) < PING_LIMIT_S, f"{len(took_s)} pings, the slowest {max(took_s):.2f} s"
 
 
 def test_the_log_has_timings_but_no_prompt_and_no_user(container: Container) -> None:
