@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -23,6 +21,7 @@ import pytest
 
 from limner.contracts import triton as wire
 from limner.contracts.generation import JSON_TYPE, TARGET_HEADER
+from limner.local.ports import free_port
 from tests.support.held import GATE_VARIABLE, Gate
 from tests.support.laptop import until
 
@@ -33,9 +32,6 @@ PROMPT = "a photo of {token} with {braces} zebrapainting"
 START_DEADLINE_S = 180
 STOP_DEADLINE_S = 30
 
-# Below those that Linux and the laptop give away, and others for each of pytest's processes.
-_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_PORTS = itertools.count(12_000 + 500 * _WORKER)
 _started: list[subprocess.Popen[bytes]] = []
 
 _UNPACKED = REPOSITORY / "build" / "triton"
@@ -217,7 +213,7 @@ class TritonContainer(Container):
         settings = dict(extra or {})
         if scarce:
             settings["LIMNER_TRITON_REPOSITORY"] = str(_scarce_repository(folder / "repository"))
-        port = _free_port()
+        port = free_port()  # Triton cannot choose one by itself
         process = _spawn(
             [sys.executable, "-m", "inference.triton.serve"],
             log,
@@ -349,14 +345,6 @@ def _environment(base: Path, models: Path) -> dict[str, str]:
 
 def _port(port: str) -> dict[str, str]:
     return {"SAGEMAKER_BIND_TO_PORT": port}
-
-
-def _free_port() -> int:
-    """A port that hardly anybody else will take: Triton cannot choose one by itself."""
-    for port in _PORTS:
-        with suppress(OSError), socket.create_server(("0.0.0.0", port)):  # noqa: S104
-            return port
-    raise AssertionError("there are always more")
 
 
 def _spawn(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
