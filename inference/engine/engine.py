@@ -89,6 +89,10 @@ class _Asked:
     future: Future[Generation]
     deadline: float
 
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for it."""
+        return not self.future.cancelled()
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -275,7 +279,7 @@ class Engine:
                 rows=rows,
                 submitted=submitted,
                 deadline=deadline,
-                is_wanted=lambda: not future.cancelled(),
+                is_wanted=asked.is_wanted,
                 on_step=on_step,
                 done=partial(self._done, asked),
             )
@@ -288,7 +292,7 @@ class Engine:
                     request.negative_prompt,
                     deadline,
                     partial(self._prompt_seen, order),
-                    order.is_wanted,
+                    asked.is_wanted,
                 )
             queued = True
         finally:
@@ -350,7 +354,7 @@ class Engine:
             outcome.pixels,
             asked.deadline,
             lambda error: _answer(asked.future, error or generation),
-            lambda: not asked.future.cancelled(),
+            asked.is_wanted,
         )
 
     def _generation(self, asked: _Asked, outcome: Drawn) -> Generation:

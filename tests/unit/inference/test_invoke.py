@@ -48,6 +48,20 @@ def engine(
     engine.close()
 
 
+@pytest.fixture
+def artist(engine: Engine) -> Painter:
+    """Who draws for the engine."""
+    found: Painter = engine._batcher._artist  # type: ignore[assignment]
+    return found
+
+
+@pytest.fixture
+def gate(artist: Painter) -> Gate:
+    """Holds the drawing before each step."""
+    artist.turn = gate = Gate()
+    return gate
+
+
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
 def test_images_come_in_the_format_that_is_asked_for(
     engine: Engine, tmp_path: Path, image_format: str
@@ -230,10 +244,9 @@ def test_a_name_that_no_model_has_is_404_and_not_logged(
 
 
 @pytest.mark.parametrize("limits", [{"max_rows": 2, "max_queue": 1}])
-def test_a_client_that_goes_away_makes_room(engine: Engine, tmp_path: Path) -> None:
-    artist: Painter = engine._batcher._artist  # type: ignore[assignment]
-    gate = Gate()
-    artist.turn = gate
+def test_a_client_that_goes_away_makes_room(
+    engine: Engine, gate: Gate, artist: Painter, tmp_path: Path
+) -> None:
     app = build_app(engine, tmp_path)
 
     async def scenario() -> tuple[int, int, int]:
@@ -254,12 +267,9 @@ def test_a_client_that_goes_away_makes_room(engine: Engine, tmp_path: Path) -> N
 
 
 def test_a_client_that_goes_away_while_it_streams_makes_room(
-    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    engine: Engine, gate: Gate, artist: Painter, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "limner.inference")
-    artist: Painter = engine._batcher._artist  # type: ignore[assignment]
-    gate = Gate()
-    artist.turn = gate
 
     async def scenario() -> None:
         gone = asyncio.Event()
@@ -281,12 +291,9 @@ def test_a_client_that_goes_away_while_it_streams_makes_room(
 
 
 def test_a_stream_that_the_server_stops_ends_with_the_error(
-    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    engine: Engine, gate: Gate, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "limner.inference")
-    artist: Painter = engine._batcher._artist  # type: ignore[assignment]
-    gate = Gate()
-    artist.turn = gate
     received = bytearray()
 
     async def scenario() -> int:
